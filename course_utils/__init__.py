@@ -1,0 +1,1 @@
+"""A small from-scratch implementation of every tuning method that the course teaches."""

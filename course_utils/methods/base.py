@@ -1,0 +1,260 @@
+"""What every tuning method shares: choose the targets, freeze, insert, count, merge.
+
+A method is a frozen dataclass with the paper's names for its settings and one function, `apply`, that changes the
+model. Everything else is the same for all methods and stands here once::
+
+    model = inject(model, LoRAConfig(rank=8))  # freeze, insert, keep the head trainable
+    print(count_parameters(model))
+    ...                                        # train
+    model = merge(model)                       # fold the update into the weights
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+#: The names that transformers gives to the head of a classifier.
+HEAD_NAMES = ("classifier", "score")
+
+#: Query and value projections by model type, as in the LoRA paper. GPT-2 keeps query, key and value in one matrix.
+QUERY_AND_VALUE: dict[str, tuple[str, ...]] = {
+    "bert": ("query", "value"),
+    "roberta": ("query", "value"),
+    "xlm-roberta": ("query", "value"),
+    "distilbert": ("q_lin", "v_lin"),
+    "gpt2": ("c_attn",),
+    "llama": ("q_proj", "v_proj"),
+    "mistral": ("q_proj", "v_proj"),
+    "qwen2": ("q_proj", "v_proj"),
+}
+
+Targets = str | tuple[str, ...]
+
+
+class MethodError(ValueError):
+    """The method cannot be applied to this model with these settings."""
+
+
+class TargetError(MethodError):
+    """The names of the modules to change match nothing."""
+
+
+@dataclass(frozen=True)
+class MethodConfig(ABC):
+    """The settings of one tuning method.
+
+    Args:
+        head: names of the modules that are trained beside the method itself, because they are new. Default: the
+            classification head, where the model has one.
+    """
+
+    name: ClassVar[str]
+    head: tuple[str, ...] | None = None
+
+    @abstractmethod
+    def apply(self, model: nn.Module) -> None:
+        """Change `model` in place. All its parameters are frozen when this is called."""
+
+
+class AdaptedLayer(nn.Module):
+    """A layer of the model, wrapped together with what a method adds to it.
+
+    Args:
+        base: the wrapped layer; its parameters stay frozen.
+    """
+
+    base: nn.Module
+
+    def __init__(self, base: nn.Module) -> None:
+        super().__init__()
+        self.base = base
+
+    def merged(self) -> nn.Module:
+        """The wrapped layer with the update folded into its weights, so that the wrapper is no longer needed."""
+        raise MethodError(f"{type(self).__name__} computes something that no single weight can hold: no merge")
+
+
+def inject(model: nn.Module, config: MethodConfig, *, seed: int = 0) -> nn.Module:
+    """Freeze a model, insert a tuning method, and keep its head trainable.
+
+    Args:
+        model: any model of transformers. It is changed in place.
+        config: the method, for example `LoRAConfig(rank=8)`.
+        seed: of the new weights. Your own random state is left as it was.
+
+    Returns:
+        The same model, with `model.tuning` set to `config`.
+
+    Raises:
+        MethodError: a method is already in the model, or this one does not fit it. The model is then unchanged.
+    """
+    if getattr(model, "tuning", None) is not None:
+        raise MethodError(
+            f"the model already carries {model.tuning.name}; merge it first, or load the model afresh"
+        )
+    head = find_head(model, config.head)
+    trainable_before = {name: p.requires_grad for name, p in model.named_parameters()}
+    model.requires_grad_(False)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            config.apply(model)
+    except MethodError:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable_before[name])
+        raise
+    for name in head:
+        model.get_submodule(name).requires_grad_(True)
+    model.tuning = config  # type: ignore[assignment]
+    return model
+
+
+def find_head(model: nn.Module, names: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """Names of the head's modules: those asked for, or the classification head if there is one."""
+    if names is None:
+        return tuple(name for name in HEAD_NAMES if isinstance(getattr(model, name, None), nn.Module))
+    for name in names:
+        try:
+            model.get_submodule(name)
+        except AttributeError:
+            existing = ", ".join(child for child, _ in model.named_children())
+            raise TargetError(f"head names no module {name!r}; the model has {existing}") from None
+    return names
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is a matrix: `nn.Linear`, or GPT-2's `Conv1D`, which stores it transposed."""
+    return isinstance(module, (nn.Linear, Conv1D))
+
+
+def find_targets(model: nn.Module, targets: Targets | None) -> dict[str, nn.Module]:
+    """The linear layers that a method shall change.
+
+    Args:
+        model: the model to look into. Its head is never a target.
+        targets: a tuple of names, each the last part or parts of a module's dotted name (`"query"`,
+            `"attention.output.dense"`); or one regular expression for the whole dotted name; or `"all-linear"`; or
+            None for the query and value projections of a known architecture.
+
+    Returns:
+        Dotted name → layer, in the model's order.
+
+    Raises:
+        TargetError: one of the names matches nothing. The message lists what exists.
+    """
+    head = find_head(model)
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if is_linear(module) and not any(name == h or name.startswith(h + ".") for h in head)
+    }
+    if targets is None:
+        model_type = getattr(getattr(model, "config", None), "model_type", "")
+        if model_type not in QUERY_AND_VALUE:
+            raise TargetError(f"no default targets for a model of type {model_type!r}. {_existing(linear)}")
+        targets = QUERY_AND_VALUE[model_type]
+    if targets == "all-linear":
+        output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        return {name: module for name, module in linear.items() if module is not output}
+    if isinstance(targets, str):
+        found = {name: module for name, module in linear.items() if re.fullmatch(targets, name)}
+        if not found:
+            raise TargetError(
+                f"the pattern {targets!r} matches the whole dotted name of no linear layer. {_existing(linear)}"
+            )
+        return found
+    for target in targets:
+        if not any(_ends_with(name, target) for name in linear):
+            raise TargetError(f"no linear layer is called {target!r}. {_existing(linear)}")
+    return {name: module for name, module in linear.items() if any(_ends_with(name, t) for t in targets)}
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
+def _existing(linear: Mapping[str, nn.Module]) -> str:
+    last_parts = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    example = next(iter(linear), "nothing")
+    return f"The model's linear layers are called {', '.join(last_parts) or 'nothing'} (one in full: {example})."
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put `new` where `model` has the module with the dotted name `name`."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name → parameter for all that will be trained."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """How many numbers a model holds, and how many of them are trained."""
+
+    trainable: int
+    head: int
+    total: int
+
+    @property
+    def share(self) -> float:
+        """Trainable / total, between 0 and 1."""
+        return self.trainable / self.total
+
+    def __str__(self) -> str:
+        return (
+            f"{self.trainable:,} of {self.total:,} parameters are trained ({self.share:.2%}): "
+            f"{self.trainable - self.head:,} by the method, {self.head:,} in the head"
+        )
+
+
+def count_parameters(model: nn.Module) -> ParameterCount:
+    """Count all parameters, the trained ones, and those of the trained head; shared ones count once."""
+    head = find_head(model)
+    trained = trainable_parameters(model)
+    return ParameterCount(
+        trainable=_total(trained.values()),
+        head=_total(p for name, p in trained.items() if name.startswith(tuple(h + "." for h in head))),
+        total=_total(model.parameters()),
+    )
+
+
+def _total(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(p.numel() for p in parameters)
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> nn.Module:
+    """Fold what a method has learnt into the model's own weights and take its wrappers out.
+
+    The merged model has the base model's size, speed and file format. It is changed in place, can no longer be told
+    from a fully fine-tuned one, and takes another method after that.
+
+    Raises:
+        MethodError: no method is in the model, or it cannot be merged. The model is then unchanged.
+    """
+    if getattr(model, "tuning", None) is None:
+        raise MethodError("there is nothing to merge: no method was injected, or it was merged already")
+    replacements = {
+        name: module.merged() for name, module in model.named_modules() if isinstance(module, AdaptedLayer)
+    }
+    for name, module in replacements.items():
+        replace_module(model, name, module)
+    model.tuning = None  # type: ignore[assignment]
+    return model
+
+
+def positive_integer(value: Any, name: str) -> None:
+    """Raise `MethodError` unless `value` is a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise MethodError(f"{name} must be a whole number of at least 1, got {value!r}")
