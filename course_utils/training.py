@@ -156,7 +156,9 @@ def fit(
 
     history, started = History(), time.perf_counter()
     best, best_loss, waited = _copy(trained), math.inf, 0
-    bar = tqdm(total=int(total), unit="step", desc="training", disable=not accelerator.is_main_process)
+    # Not `disable=False` for the main process: that would overrule the variable TQDM_DISABLE.
+    silent = {} if accelerator.is_main_process else {"disable": True}
+    bar = tqdm(total=int(total), unit="step", desc="training", **silent)
     try:
         for epoch in range(1, config.epochs + 1):
             wrapped.train()
