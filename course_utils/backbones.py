@@ -140,4 +140,3 @@ class _quiet:  # noqa: N801 (used like a function)
         transformers_logging.set_verbosity(self.verbosity)
         if self.bars:
             transformers_logging.enable_progress_bar()
-

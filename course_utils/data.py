@@ -170,9 +170,7 @@ def load_sentiment(
     frame, _ = clean(load_ratings(domain), threshold)
     whole = Dataset.from_pandas(frame[list(_FEATURES)], features=_FEATURES, preserve_index=False)
     rest = whole.train_test_split(test_size=test, stratify_by_column="label", seed=seed)
-    parts = rest["train"].train_test_split(
-        test_size=validation / (1 - test), stratify_by_column="label", seed=seed
-    )
+    parts = rest["train"].train_test_split(test_size=validation / (1 - test), stratify_by_column="label", seed=seed)
     return DatasetDict(train=parts["train"], validation=parts["test"], test=rest["test"])
 
 
@@ -206,9 +204,7 @@ def encode(
         lengths = [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
     cut = sum(length > limit for length in lengths)
     if cut:
-        warnings.warn(
-            f"{cut} of {len(texts)} texts are longer than {limit} tokens and were cut there", stacklevel=2
-        )
+        warnings.warn(f"{cut} of {len(texts)} texts are longer than {limit} tokens and were cut there", stacklevel=2)
     encoded = tokenizer(texts, truncation=True, max_length=limit)
     rows = [
         {"input_ids": ids, "attention_mask": mask}
@@ -224,8 +220,8 @@ class LengthBucketedSampler(Sampler[list[int]]):
     """Batches of texts of about the same length, so that little time is spent on padding.
 
     Shuffle all texts, cut the order into buckets of `batch_size × bucket_batches`, sort each bucket by length, cut it
-    into batches, and shuffle the batches. Each pass over the sampler is another epoch with another order; the same
-    seed gives the same orders.
+    into batches, and shuffle the batches; a batch that is not full comes last. Each pass over the sampler is another
+    epoch with another order; the same seed gives the same orders.
 
     Args:
         lengths: number of tokens of each text.
@@ -263,8 +259,10 @@ class LengthBucketedSampler(Sampler[list[int]]):
         for start in range(0, len(order), size):
             order[start : start + size] = sorted(order[start : start + size], key=lambda i: self.lengths[i])
         batches = list(self._cut(order))
+        # With several processes, accelerate loses texts when the short batch stands anywhere but at the end.
+        last = [batches.pop()] if len(batches[-1]) < self.batch_size else []
         chance.shuffle(batches)
-        yield from batches
+        yield from batches + last
 
     def _cut(self, order: list[int]) -> Iterator[list[int]]:
         for start in range(0, len(order), self.batch_size):

@@ -48,9 +48,7 @@ def score(labels: Sequence[int] | np.ndarray, logits: np.ndarray) -> Scores:
     if len(labels) == 0 or logits.ndim != 2 or len(labels) != len(logits):
         raise MetricError(f"expected n labels and (n, classes) logits, got {labels.shape} and {logits.shape}")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise MetricError(
-            f"labels must lie between 0 and {logits.shape[1] - 1}, got {labels.min()} to {labels.max()}"
-        )
+        raise MetricError(f"labels must lie between 0 and {logits.shape[1] - 1}, got {labels.min()} to {labels.max()}")
     predicted = logits.argmax(axis=1)
     binary = logits.shape[1] == 2 and len(np.unique(labels)) == 2
     return Scores(

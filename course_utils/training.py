@@ -70,7 +70,9 @@ class TrainingConfig:
     max_steps: int | None = None
 
     def __post_init__(self) -> None:
-        _require(self.learning_rate > 0 and math.isfinite(self.learning_rate), "learning_rate above 0", self.learning_rate)
+        _require(
+            self.learning_rate > 0 and math.isfinite(self.learning_rate), "learning_rate above 0", self.learning_rate
+        )
         _require(self.epochs >= 1, "epochs of at least 1", self.epochs)
         _require(self.schedule in _SCHEDULES, f"schedule out of {_SCHEDULES}", self.schedule)
         _require(0 <= self.warmup < 1, "warmup as a share from 0 to below 1", self.warmup)
@@ -116,9 +118,7 @@ class History:
         return pd.DataFrame(self.evaluations)
 
 
-def fit(
-    model: nn.Module, train: DataLoader, validation: DataLoader, config: TrainingConfig | None = None
-) -> History:
+def fit(model: nn.Module, train: DataLoader, validation: DataLoader, config: TrainingConfig | None = None) -> History:
     """Train what is trainable in `model`; at the end it holds the weights of its best epoch.
 
     Best means the lowest loss on `validation`. Two runs with the same model, loaders, seed and machine give the same
@@ -157,7 +157,7 @@ def fit(
     history, started = History(), time.perf_counter()
     best, best_loss, waited = _copy(trained), math.inf, 0
     # Not `disable=False` for the main process: that would overrule the variable TQDM_DISABLE.
-    silent = {} if accelerator.is_main_process else {"disable": True}
+    silent: dict[str, Any] = {} if accelerator.is_main_process else {"disable": True}
     bar = tqdm(total=int(total), unit="step", desc="training", **silent)
     try:
         for epoch in range(1, config.epochs + 1):
@@ -200,6 +200,7 @@ def fit(
                 break
     finally:
         bar.close()
+        accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # else bf16 would stay in the model's forward
         with torch.no_grad():
             for name, parameter in trained.items():
                 parameter.copy_(best[name])
@@ -263,8 +264,9 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
             "device='cuda' was asked for, but torch sees no CUDA device. Use device='auto' (takes what there is) or "
             "'cpu'; on Colab choose Runtime → Change runtime type → GPU."
         )
-    # accelerate allows one precision a process; a notebook may well compare two.
-    AcceleratorState._reset_state()
+    # accelerate allows one precision and one device a process; a notebook may well compare two. The state below it,
+    # which knows the device, also knows the other processes, and must stay when there are some.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     precision = "bf16" if config.precision == "bf16" else "no"
     return Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
 
@@ -307,7 +309,7 @@ def _check_labels(model: nn.Module, loader: DataLoader) -> None:
         return
     for position in range(len(loader.dataset)):
         label = loader.dataset[position].get("labels")
-        if not isinstance(label, int) or not 0 <= label < classes:
+        if not isinstance(label, (int, np.integer)) or not 0 <= label < classes:
             raise TrainingError(
                 f"text {position} has the label {label!r}, but the model has {classes} classes: labels must be whole "
                 f"numbers from 0 to {classes - 1}"
