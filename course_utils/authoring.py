@@ -1,0 +1,247 @@
+"""From one source to two notebooks: `python -m course_utils notebooks`.
+
+The source of a lab is `solutions/NN_name.py` (jupytext percent format). Cells are tagged `exercise`, `check` and
+`points:2`; the answer stands between `### BEGIN SOLUTION` and `### END SOLUTION`. From it come
+
+* `solutions/NN_name.ipynb`, with the answers, and
+* `labs/NN_name.ipynb`, with a stub in the place of each answer; hints (`# Hint: ...`) stay.
+
+Both are executed and stored with their outputs. Cell ids come from the content, and no times are recorded, so the
+same source gives the same file. `--check` makes nothing and compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import math
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import nbformat
+import yaml
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbformat import NotebookNode
+
+from course_utils import results
+
+ROOT = Path(__file__).parents[1]
+BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+_SECONDS = "lab_seconds"
+_COMMAND = "python -m course_utils notebooks"
+_METADATA: dict[str, Any] = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+
+
+class AuthoringError(ValueError):
+    """A lab's source is not as it must be; the message names the file and the cell."""
+
+
+def main(arguments: list[str]) -> int:
+    """Write or check the notebooks."""
+    parser = argparse.ArgumentParser(prog=_COMMAND, description="Make the notebooks of labs/ and solutions/.")
+    parser.add_argument("labs", nargs="*", metavar="LAB", help="NN_name; default: all")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if a notebook is out of date")
+    options = parser.parse_args(arguments)
+    sources = {path.stem: path for path in sorted((ROOT / "solutions").glob("[0-9][0-9]_*.py"))}
+    unknown = set(options.labs) - set(sources)
+    if unknown:
+        parser.error(f"no lab {', '.join(sorted(unknown))}; there are {', '.join(sources)}")
+    chosen = options.labs or list(sources)
+    try:
+        if options.check:
+            stale = [line for name in chosen for line in out_of_date(sources[name])]
+            print("\n".join(stale) or f"{2 * len(chosen)} notebooks are up to date with their sources")
+            return 1 if stale else 0
+        for name in chosen:
+            _make(sources[name])
+    except AuthoringError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _make(source: Path) -> None:
+    """Execute a lab and its solution, note the seconds, and store both."""
+    seconds = _stored_seconds()
+    executed = {}
+    for kind in ("lab", "solution"):
+        print(f"running the {kind} of {source.stem} ...", file=sys.stderr, flush=True)
+        started = time.perf_counter()
+        executed[kind] = _execute(build(source, kind), source)
+        seconds.setdefault(source.stem, {})[kind] = round(time.perf_counter() - started, 1)
+    results.write(_SECONDS, _COMMAND, {"seconds": dict(sorted(seconds.items()))})
+    for kind, notebook in executed.items():
+        # The text shows the seconds that were measured just now.
+        for fresh, cell in zip(build(source, kind).cells, notebook.cells, strict=True):
+            cell.source = fresh.source
+        path = notebook_path(source, kind)
+        partial = path.with_suffix(".partial")
+        partial.write_text(nbformat.writes(notebook) + "\n")
+        os.replace(partial, path)
+        print(f"wrote {path.relative_to(ROOT)} ({seconds[source.stem][kind]:.0f} s)", file=sys.stderr)
+
+
+def notebook_path(source: Path, kind: str) -> Path:
+    """Where the notebook of a source goes; `kind` is "lab" or "solution"."""
+    return source.parents[1] / ("labs" if kind == "lab" else "solutions") / f"{source.stem}.ipynb"
+
+
+def build(source: Path, kind: str) -> NotebookNode:
+    """The notebook of a source, not executed.
+
+    Args:
+        source: `solutions/NN_name.py`.
+        kind: "lab" or "solution".
+
+    Raises:
+        AuthoringError: the markers of an answer do not pair up, an exercise has no points, or a picture no
+            alternative text.
+    """
+    notebook = jupytext.read(source, fmt="py:percent")
+    notebook.metadata = nbformat.from_dict(copy.deepcopy(_METADATA))
+    notebook.nbformat, notebook.nbformat_minor = 4, 5
+    seen: dict[str, int] = {}
+    for position, cell in enumerate(notebook.cells):
+        _check_cell(cell, f"{source.name}, cell {position + 1}")
+        cell.id = _cell_id(source.stem, cell.source, seen)
+        cell.metadata.pop("lines_to_next_cell", None)  # jupytext's note on the layout of the source
+        cell.source = _fill(cell.source, source.stem)
+        if cell.cell_type == "code":
+            cell.source = without_markers(cell.source) if kind == "solution" else to_stub(cell.source)
+            cell.outputs, cell.execution_count = [], None
+        elif kind == "solution" and position == 0:
+            cell.source = re.sub(r"^# (.*)$", r"# \1, solved", cell.source, count=1, flags=re.MULTILINE)
+    return notebook
+
+
+def to_stub(code: str) -> str:
+    """Replace each answer by a stub: `raise NotImplementedError` in a function, `name = ...` outside one.
+
+    Lines of the answer that begin with `# Hint:` stay.
+    """
+    lines: list[str] = []
+    answer: list[str] | None = None
+    for line in code.split("\n"):
+        if line.strip() == BEGIN:
+            answer = []
+        elif line.strip() == END:
+            lines += _stub(answer or [])
+            answer = None
+        elif answer is not None:
+            answer.append(line)
+        else:
+            lines.append(line)
+    return "\n".join(lines)
+
+
+def _stub(answer: list[str]) -> list[str]:
+    hints = [line for line in answer if line.strip().startswith("# Hint:")]
+    first = next(line for line in answer if line.strip())
+    indent = first[: len(first) - len(first.lstrip())]
+    if indent:
+        return [*hints, f'{indent}raise NotImplementedError("your answer goes here")']
+    names = [match[1] for line in answer if (match := re.match(r"(\w+)(?:: [^=]+)? = ", line))]
+    return [*hints, *(f"{name} = ...  # your answer goes here" for name in dict.fromkeys(names))]
+
+
+def without_markers(code: str) -> str:
+    """The code without the lines that mark an answer."""
+    return "\n".join(line for line in code.split("\n") if line.strip() not in (BEGIN, END))
+
+
+def out_of_date(source: Path) -> list[str]:
+    """One line for each notebook of a source that `main` would write differently, its outputs aside."""
+    found = []
+    for kind in ("lab", "solution"):
+        path = notebook_path(source, kind)
+        name = f"{path.parent.name}/{path.name}"
+        if not path.is_file():
+            found.append(f"{name} is missing; run: {_COMMAND} {source.stem}")
+            continue
+        stored = nbformat.read(path, as_version=4)
+        if [_inputs(cell) for cell in stored.cells] != [_inputs(cell) for cell in build(source, kind).cells]:
+            found.append(f"{name} differs from solutions/{source.name}; run: {_COMMAND} {source.stem}")
+        code = [cell for cell in stored.cells if cell.cell_type == "code" and cell.source.strip()]
+        if any(cell.execution_count is None for cell in code):
+            found.append(f"{name} holds cells that were not executed; run: {_COMMAND} {source.stem}")
+    return found
+
+
+def _inputs(cell: NotebookNode) -> tuple[Any, ...]:
+    return cell.id, cell.cell_type, cell.source, dict(cell.metadata)
+
+
+def _execute(notebook: NotebookNode, source: Path) -> NotebookNode:
+    environment = {**os.environ, "TQDM_DISABLE": "1"}  # a stored progress bar is noise
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False)
+    client.resources = {"metadata": {"path": str(source.parents[1] / "labs")}}
+    try:
+        client.execute(env=environment)
+    except CellExecutionError as error:
+        raise AuthoringError(f"{source.name} stopped with an error:\n{error}") from error
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+    notebook.metadata = nbformat.from_dict(copy.deepcopy(_METADATA))
+    return notebook
+
+
+def _check_cell(cell: NotebookNode, where: str) -> None:
+    markers = [line.strip() for line in cell.source.split("\n") if line.strip() in (BEGIN, END)]
+    if markers != [BEGIN, END] * (len(markers) // 2) or len(markers) % 2:
+        raise AuthoringError(f"{where}: {BEGIN} and {END} do not pair up")
+    tags = cell.metadata.get("tags", [])
+    if "exercise" in tags and not any(re.fullmatch(r"points:\d+", tag) for tag in tags):
+        raise AuthoringError(f"{where}: an exercise needs a tag like points:2")
+    if ("exercise" in tags) != bool(markers):
+        raise AuthoringError(f"{where}: a cell has the tag exercise exactly when it holds a solution")
+
+
+def _cell_id(stem: str, content: str, seen: dict[str, int]) -> str:
+    """Eight characters from the content, so that an inserted cell leaves the ids of the others alone."""
+    seen[content] = seen.get(content, 0) + 1
+    return hashlib.sha256(f"{stem}\n{content}\n{seen[content]}".encode()).hexdigest()[:8]
+
+
+def _fill(text: str, stem: str) -> str:
+    """Put the repository's address and the measured seconds in the place of their names."""
+    return (
+        text.replace("{{ repository }}", repository_address())
+        .replace("{{ colab }}", f"{colab_address()}/labs/{stem}.ipynb")
+        .replace("{{ seconds }}", _shown_seconds(stem))
+    )
+
+
+def repository_address() -> str:
+    """The public address of the repository, from its one place in `_config.yml`."""
+    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    return str(config["repository"]["url"]).rstrip("/")
+
+
+def colab_address() -> str:
+    """Where Colab opens files of the repository."""
+    path = repository_address().removeprefix("https://github.com/")
+    return f"https://colab.research.google.com/github/{path}/blob/main"
+
+
+def _stored_seconds() -> dict[str, dict[str, float]]:
+    try:
+        stored: dict[str, dict[str, float]] = results.read(_SECONDS)["seconds"]
+    except FileNotFoundError:
+        return {}
+    return stored
+
+
+def _shown_seconds(stem: str) -> str:
+    """The measured seconds of the slower of the two notebooks, rounded up to fives."""
+    measured = _stored_seconds().get(stem)
+    return str(5 * math.ceil(max(measured.values()) / 5)) if measured else "?"

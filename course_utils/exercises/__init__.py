@@ -1,0 +1,10 @@
+"""Exercises that check themselves: `check("lora.forward", lora_forward)`.
+
+An exercise is a function that takes the learner's answer, tries it, and raises `Wrong` with a sentence that names the
+mistake. The checks of a chapter stand in a module of the chapter's name; importing it registers them.
+"""
+
+from course_utils.exercises import lora, why_fine_tune
+from course_utils.exercises.registry import CheckResult, Exercise, Wrong, check, exercises, run_check
+
+__all__ = ["CheckResult", "Exercise", "Wrong", "check", "exercises", "lora", "run_check", "why_fine_tune"]

@@ -1,0 +1,123 @@
+"""The registry of exercises, and how an answer is checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+class Wrong(Exception):  # noqa: N818 (it is no error of the program)
+    """The answer is wrong; the message names the mistake and points to the way out."""
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise.
+
+    Args:
+        name: chapter and exercise, "lora.forward".
+        points: what it is worth.
+        passes: what a right answer has shown, as a sentence.
+        section: heading of the chapter's page to read again.
+        check: takes the answer; raises `Wrong`.
+    """
+
+    name: str
+    points: int
+    passes: str
+    section: str
+    check: Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """What came out of a check.
+
+    Args:
+        exercise: the exercise.
+        status: "passed", "wrong" or "not attempted".
+        message: for the learner.
+    """
+
+    exercise: Exercise
+    status: str
+    message: str
+
+    @property
+    def points(self) -> int:
+        """Points earned."""
+        return self.exercise.points if self.status == "passed" else 0
+
+    def __str__(self) -> str:
+        return f"{self.exercise.name}: {self.message}"
+
+
+_EXERCISES: dict[str, Exercise] = {}
+
+
+def exercise(
+    name: str, *, points: int, passes: str, section: str
+) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Register a check; see `Exercise` for the arguments."""
+
+    def register(function: Callable[[Any], None]) -> Callable[[Any], None]:
+        if name in _EXERCISES:
+            raise ValueError(f"two exercises are called {name!r}")
+        _EXERCISES[name] = Exercise(name, points, passes, section, function)
+        return function
+
+    return register
+
+
+def exercises() -> dict[str, Exercise]:
+    """All exercises by name."""
+    return dict(_EXERCISES)
+
+
+def run_check(name: str, answer: Any) -> CheckResult:
+    """Check an answer and return what came out; never raises for a wrong or broken answer.
+
+    Args:
+        name: of the exercise.
+        answer: the learner's function or value. None, `...` and a function that raises NotImplementedError count as
+            not attempted.
+
+    Raises:
+        KeyError: there is no exercise of that name.
+    """
+    if name not in _EXERCISES:
+        raise KeyError(f"there is no exercise {name!r}; there are {', '.join(sorted(_EXERCISES))}")
+    found = _EXERCISES[name]
+    if answer is None or answer is ...:
+        return CheckResult(found, "not attempted", "not attempted yet")
+    try:
+        found.check(answer)
+    except NotImplementedError:
+        return CheckResult(found, "not attempted", "not attempted yet")
+    except Wrong as mistake:
+        return CheckResult(found, "wrong", f"not right yet. {mistake} (See “{found.section}” in the chapter.)")
+    except Exception as error:  # the learner's code may raise anything, and must hear about it
+        return CheckResult(
+            found,
+            "wrong",
+            f"your code stopped with {type(error).__name__}: {error}. (See “{found.section}” in the chapter.)",
+        )
+    return CheckResult(found, "passed", f"passed, {found.points} points. {found.passes}")
+
+
+def check(name: str, answer: Any) -> None:
+    """Check an answer and print the result."""
+    print(run_check(name, answer))
+
+
+def call(answer: Any, *arguments: Any) -> Any:
+    """Call the learner's function; a result of None means that it was not written yet."""
+    if not callable(answer):
+        raise Wrong(
+            f"Expected a function, got {type(answer).__name__}: hand over the function itself, without calling it."
+        )
+    result = answer(*arguments)
+    if result is None or result is ...:
+        raise Wrong("The function returns nothing. Did you forget `return`?")
+    return result

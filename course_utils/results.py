@@ -1,0 +1,56 @@
+"""The committed result files: every number in the book that no lab computes comes from one of them.
+
+A result file is JSON in `book/results/` and says which command made it, with which versions and on which machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+FOLDER = Path(__file__).parents[1] / "book" / "results"
+
+
+def read(name: str) -> dict[str, Any]:
+    """The content of `book/results/<name>.json`.
+
+    Raises:
+        FileNotFoundError: no such file; the message names those that exist.
+    """
+    path = FOLDER / f"{name}.json"
+    if not path.is_file():
+        existing = ", ".join(sorted(file.stem for file in FOLDER.glob("*.json"))) or "none"
+        raise FileNotFoundError(f"there are no results {name!r} in {FOLDER}; there are: {existing}")
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def write(name: str, command: str, content: dict[str, Any]) -> Path:
+    """Write a result file in one step, with the command that made it, versions and machine."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / f"{name}.json"
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps({"command": command, **_facts(), **content}, indent=1) + "\n")
+    os.replace(partial, path)
+    return path
+
+
+def _facts() -> dict[str, Any]:
+    packages = ("torch", "transformers", "peft", "accelerate", "datasets")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+    return {
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "machine": {
+            "device": device,
+            "architecture": platform.machine(),
+            "memory_gb": round(psutil.virtual_memory().total / 1e9),
+            "system": platform.system(),
+        },
+    }

@@ -1,0 +1,223 @@
+"""Methods × learning rates × seeds on the tweets, one command: `python -m course_utils study`.
+
+For each method the learning rate with the lowest validation loss is chosen with seed 0; then every seed runs with
+that rate, and only these runs are judged on the test split. Each finished run is written down at once, so a killed
+study goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+
+from course_utils import results
+from course_utils.backbones import DEFAULT_BACKBONE, load_classifier
+from course_utils.data import load_sentiment, make_loader
+from course_utils.methods import (
+    BitFitConfig,
+    FullConfig,
+    HeadOnlyConfig,
+    LoRAConfig,
+    MethodConfig,
+    count_parameters,
+    inject,
+)
+from course_utils.metrics import accuracy_interval, majority_accuracy, mean_and_spread
+from course_utils.training import TrainingConfig, evaluate, fit
+
+COMMAND = "python -m course_utils study"
+SEEDS = (0, 1, 2)
+EPOCHS = 3
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method of the study.
+
+    Args:
+        title: how the book calls it.
+        config: the method.
+        learning_rates: the candidates.
+        pretrained: False starts from random weights.
+    """
+
+    title: str
+    config: MethodConfig
+    learning_rates: tuple[float, ...]
+    pretrained: bool = True
+
+
+#: A new method is one more line here.
+ENTRIES: dict[str, Entry] = {
+    "lora": Entry("LoRA, query and value", LoRAConfig(rank=8, alpha=16), (5e-4, 2e-3, 5e-3)),
+    "full": Entry("full fine-tuning", FullConfig(), (2e-5, 5e-5, 1e-4, 2e-4)),
+    "head_only": Entry("head only", HeadOnlyConfig(), (5e-3, 2e-2, 1e-1)),
+    "bitfit": Entry("BitFit", BitFitConfig(), (1e-3, 5e-3, 2e-2)),
+    "scratch": Entry("from scratch", FullConfig(), (1e-4, 5e-4), pretrained=False),
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run what is missing and write `book/results/quality.json`."""
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"default: all of {', '.join(ENTRIES)}")
+    parser.add_argument("--again", action="store_true", help="throw away the stored runs of these methods first")
+    options = parser.parse_args(arguments)
+    unknown = set(options.methods) - set(ENTRIES)
+    if unknown:
+        parser.error(f"unknown method {', '.join(sorted(unknown))}; choose from {', '.join(ENTRIES)}")
+    methods = options.methods or list(ENTRIES)
+    runs = _stored_runs()
+    if options.again:
+        runs = [run for run in runs if run["method"] not in methods]
+    tweets = load_sentiment("tweets")
+    for method in methods:
+        for rate in ENTRIES[method].learning_rates:
+            _run_once(runs, tweets, method, rate, SEEDS[0])
+        for seed in SEEDS[1:]:
+            _run_once(runs, tweets, method, best_rate(runs, method), seed)
+    _write(runs, tweets)
+    return 0
+
+
+def _run_once(runs: list[dict[str, Any]], tweets: DatasetDict, method: str, rate: float, seed: int) -> None:
+    """Train and judge, unless this run is stored already; then write everything down."""
+    if any((run["method"], run["learning_rate"], run["seed"]) == (method, rate, seed) for run in runs):
+        return
+    run = train_once(tweets, ENTRIES[method], rate, seed)
+    runs.append({"method": method, **run})
+    print(f"{ENTRIES[method].title}, learning rate {rate:g}, seed {seed}: {run['accuracy']:.1%}", flush=True)
+    _write(runs, tweets)
+
+
+def train_once(tweets: DatasetDict, entry: Entry, learning_rate: float, seed: int) -> dict[str, Any]:
+    """One run; its row for the result file."""
+    model, tokenizer = load_classifier(pretrained=entry.pretrained, seed=seed)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    inject(model, entry.config, seed=seed)
+    count = count_parameters(model)
+    train = make_loader(tweets["train"], tokenizer, BATCH_SIZE, shuffle=True, seed=seed)
+    validation, test = (make_loader(tweets[split], tokenizer, 64) for split in ("validation", "test"))
+    config = TrainingConfig(learning_rate=learning_rate, epochs=EPOCHS, seed=seed)
+    history = fit(model, train, validation, config)
+    scores = evaluate(model, test)
+    row = {
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "accuracy": scores.accuracy,
+        "f1_macro": scores.f1_macro,
+        "roc_auc": scores.roc_auc,
+        "validation_loss": min(row["loss"] for row in history.evaluations),
+        "validation_accuracy": history.evaluations[history.best_epoch - 1]["accuracy"],
+        "best_epoch": history.best_epoch,
+        "seconds": round(history.seconds, 1),
+        "trainable": count.trainable,
+        "head": count.head,
+        "total": count.total,
+    }
+    if isinstance(entry.config, FullConfig) and entry.pretrained:
+        row["update_energy"] = _update_energy(model, before)
+    return row
+
+
+def _update_energy(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> list[float]:
+    """How much of the change of the query and value matrices its best rank-r approximation holds, r = 1, 2, ...
+
+    The energy of a matrix is the sum of its squared singular values; the mean over all matrices.
+    """
+    shares = []
+    for name, parameter in model.named_parameters():
+        if name.endswith(("query.weight", "value.weight")):
+            energy = torch.linalg.svdvals(parameter.detach() - before[name]).square()
+            shares.append(energy.cumsum(0) / energy.sum())
+    return [round(value, 4) for value in torch.stack(shares).mean(0).tolist()]
+
+
+def best_rate(runs: list[dict[str, Any]], method: str) -> float:
+    """The learning rate with the lowest validation loss among the runs with the first seed."""
+    return float(min(_first_seed(runs, method), key=lambda run: _finite(run["validation_loss"]))["learning_rate"])
+
+
+def _first_seed(runs: list[dict[str, Any]], method: str) -> list[dict[str, Any]]:
+    return [run for run in runs if run["method"] == method and run["seed"] == SEEDS[0]]
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) else math.inf
+
+
+def summarize(runs: list[dict[str, Any]], n_test: int) -> dict[str, Any]:
+    """Mean and spread over the seeds for each method with a complete set of runs."""
+    summary = {}
+    for method, entry in ENTRIES.items():
+        if not _first_seed(runs, method):
+            continue
+        rate = best_rate(runs, method)
+        chosen = [run for run in runs if run["method"] == method and run["learning_rate"] == rate]
+        if {run["seed"] for run in chosen} != set(SEEDS):
+            continue
+        mean, spread = mean_and_spread([run["accuracy"] for run in chosen])
+        low, high = accuracy_interval(round(mean * n_test), n_test)
+        summary[method] = {
+            "title": entry.title,
+            "learning_rate": rate,
+            "accuracy": {"mean": mean, "spread": spread, "low": low, "high": high},
+            "f1_macro": mean_and_spread([run["f1_macro"] for run in chosen])[0],
+            "seconds": {
+                "mean": mean_and_spread([run["seconds"] for run in chosen])[0],
+                "max": max(run["seconds"] for run in chosen),
+            },
+            "trainable": chosen[0]["trainable"],
+            "head": chosen[0]["head"],
+            "share": chosen[0]["trainable"] / chosen[0]["total"],
+        }
+    return summary
+
+
+def baselines(tweets: DatasetDict) -> dict[str, float]:
+    """What needs no neural network: the majority class, and TF-IDF with logistic regression."""
+    train, test = tweets["train"], tweets["test"]
+    linear = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
+    )
+    linear.fit(list(train["text"]), list(train["label"]))
+    return {
+        "majority": majority_accuracy(list(train["label"]), list(test["label"])),
+        "tfidf": float(linear.score(list(test["text"]), list(test["label"]))),
+    }
+
+
+def _stored_runs() -> list[dict[str, Any]]:
+    try:
+        runs: list[dict[str, Any]] = results.read("quality")["runs"]
+    except FileNotFoundError:
+        return []
+    return runs
+
+
+def _write(runs: list[dict[str, Any]], tweets: DatasetDict) -> None:
+    content = {
+        "backbone": DEFAULT_BACKBONE,
+        "epochs": EPOCHS,
+        "batch_size": BATCH_SIZE,
+        "seeds": list(SEEDS),
+        "texts": {split: len(tweets[split]) for split in tweets},
+        "baselines": baselines(tweets),
+        "methods": summarize(runs, len(tweets["test"])),
+        "rates": {
+            method: sorted(_first_seed(runs, method), key=lambda run: run["learning_rate"])
+            for method in ENTRIES
+            if _first_seed(runs, method)
+        },
+        "runs": runs,
+    }
+    results.write("quality", COMMAND, content)

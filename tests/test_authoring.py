@@ -1,0 +1,148 @@
+"""One source, two notebooks: stubs, ids, outputs, and that the stored notebooks are those of the sources."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from course_utils import authoring, results
+from course_utils.authoring import AuthoringError, build, notebook_path, out_of_date, to_stub
+
+SOURCES = sorted((authoring.ROOT / "solutions").glob("[0-9][0-9]_*.py"))
+SOURCE = '''# %% [markdown]
+# # Lab
+#
+# About {{ seconds }} s.
+
+# %% tags=["exercise", "points:2"]
+def double(x):
+    """Twice x."""
+    ### BEGIN SOLUTION
+    # Hint: multiply.
+    y = 2 * x
+    return y
+    ### END SOLUTION
+
+
+# %% tags=["exercise", "points:1"]
+### BEGIN SOLUTION
+first: int = 1
+second = first + 1
+### END SOLUTION
+
+# %%
+print("the same")
+
+# %%
+print("the same")
+'''
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    (tmp_path / "solutions").mkdir()
+    (tmp_path / "labs").mkdir()
+    path = tmp_path / "solutions" / "98_example.py"
+    path.write_text(SOURCE)
+    return path
+
+
+def test_the_lab_has_stubs_and_hints_and_no_answers(source: Path) -> None:
+    text = "\n".join(cell.source for cell in build(source, "lab").cells)
+    assert "2 * x" not in text and "first + 1" not in text and "SOLUTION" not in text
+    assert '    # Hint: multiply.\n    raise NotImplementedError("your answer goes here")' in text
+    assert "first = ...  # your answer goes here\nsecond = ..." in text
+
+
+def test_the_solution_has_the_answers_and_no_markers(source: Path) -> None:
+    text = "\n".join(cell.source for cell in build(source, "solution").cells)
+    assert "y = 2 * x" in text and "SOLUTION" not in text and "# Lab, solved" in text
+
+
+def test_every_line_of_a_lab_stands_in_its_solution() -> None:
+    for source in SOURCES:
+        for lab, solution in zip(build(source, "lab").cells, build(source, "solution").cells, strict=True):
+            assert lab.id == solution.id
+            if lab.cell_type == "code":
+                extra = set(lab.source.splitlines()) - set(solution.source.splitlines())
+                assert all("your answer goes here" in line for line in extra), extra
+
+
+def test_ids_come_from_the_content(source: Path) -> None:
+    before = [cell.id for cell in build(source, "lab").cells]
+    assert len(set(before)) == len(before)  # two equal cells have two ids
+    source.write_text(SOURCE.replace("# %% [markdown]", '# %%\nprint("new")\n\n# %% [markdown]', 1))
+    assert [cell.id for cell in build(source, "lab").cells][1:] == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("    ### END SOLUTION\n", "", "do not pair up"),
+        ('"exercise", "points:2"', '"exercise"', "needs a tag like points"),
+        ('tags=["exercise", "points:2"]', "", "exactly when it holds a solution"),
+    ],
+)
+def test_a_bad_source_is_refused_with_its_cell(source: Path, old: str, new: str, message: str) -> None:
+    source.write_text(SOURCE.replace(old, new, 1))
+    with pytest.raises(AuthoringError, match=f"98_example.py, cell 2.*{message}"):
+        build(source, "lab")
+
+
+def test_a_stub_in_a_nested_function_keeps_its_indent() -> None:
+    code = "class A:\n    def f(self):\n        ### BEGIN SOLUTION\n        return 1\n        ### END SOLUTION"
+    assert to_stub(code).splitlines()[-1] == '        raise NotImplementedError("your answer goes here")'
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_the_stored_notebooks_are_those_of_the_source(source: Path) -> None:
+    assert out_of_date(source) == []
+
+
+def test_a_changed_source_and_a_changed_notebook_are_noticed(source: Path) -> None:
+    for kind in ("lab", "solution"):
+        notebook = build(source, kind)
+        for cell in notebook.cells:
+            if cell.cell_type == "code":
+                cell.execution_count = 1
+        nbformat.write(notebook, notebook_path(source, kind))
+    assert out_of_date(source) == []
+    lab = notebook_path(source, "lab")
+    lab.write_text(lab.read_text().replace("Hint: multiply", "Hint: add"))
+    assert out_of_date(source) == [
+        "labs/98_example.ipynb differs from solutions/98_example.py; run: python -m course_utils notebooks 98_example"
+    ]
+    lab.unlink()
+    source.write_text(SOURCE.replace("the same", "another"))
+    found = out_of_date(source)
+    assert len(found) == 2 and "is missing" in found[0] and "differs" in found[1]
+
+
+@pytest.mark.parametrize("folder", ["labs", "solutions"])
+def test_stored_notebooks_are_whole(folder: str) -> None:
+    """Outputs stored, no errors, no recorded times, every picture described."""
+    for path in sorted((authoring.ROOT / folder).glob("*.ipynb")):
+        notebook = nbformat.read(path, as_version=4)
+        outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+        assert outputs and not any(output.output_type == "error" for output in outputs), path.name
+        assert not any("execution" in cell.metadata for cell in notebook.cells), path.name
+        assert not any("image/png" in output.get("data", {}) for output in outputs), f"{path.name}: no alt text"
+        for output in outputs:
+            shown = output.get("data", {}).get("text/html", "")
+            assert "<img" not in shown or 'alt="' in shown
+
+
+def test_a_lab_has_what_every_lab_has() -> None:
+    seconds = results.read("lab_seconds")["seconds"]
+    for source in SOURCES:
+        lab = build(source, "lab")
+        first = lab.cells[0].source
+        assert first.startswith("# Lab") and "**You will**" in first and "measured" in first
+        assert "google.colab" in lab.cells[1].source
+        tags = [tag for cell in lab.cells for tag in cell.metadata.get("tags", [])]
+        assert tags.count("exercise") >= 3 and tags.count("check") >= tags.count("exercise")
+        text = "\n".join(cell.source for cell in lab.cells)
+        assert "Your experiment" in text and "The same in `peft`" in text
+        assert max(seconds[source.stem].values()) <= 45
