@@ -98,7 +98,8 @@ def clean_text(text: str) -> str:
     >>> clean_text("@anonymous  love it &lt;3 http://url_removed")
     '@user love it <3 http'
     """
-    return " ".join(_USER.sub("@user", _URL.sub("http", html.unescape(text))).split())
+    decoded = html.unescape(html.unescape(text))  # a few of the news texts were encoded twice
+    return " ".join(_USER.sub("@user", _URL.sub("http", decoded)).split())
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,9 @@ def encode(
     for position, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise DataError(f"text {position} is empty or no string ({text!r}); drop it before encoding")
+    special = tokenizer.num_special_tokens_to_add()
+    if max_length is not None and max_length <= special:
+        raise DataError(f"max_length must be above {special}, the tokens around a text; got {max_length}")
     longest = int(tokenizer.model_max_length)
     limit = min(max_length or longest, longest)
     with warnings.catch_warnings():

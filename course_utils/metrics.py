@@ -49,6 +49,8 @@ def score(labels: Sequence[int] | np.ndarray, logits: np.ndarray) -> Scores:
         raise MetricError(f"expected n labels and (n, classes) logits, got {labels.shape} and {logits.shape}")
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise MetricError(f"labels must lie between 0 and {logits.shape[1] - 1}, got {labels.min()} to {labels.max()}")
+    if np.isnan(logits).any():
+        raise MetricError("the logits hold NaN: the model's weights must be broken, train it again")
     predicted = logits.argmax(axis=1)
     binary = logits.shape[1] == 2 and len(np.unique(labels)) == 2
     return Scores(
@@ -61,6 +63,8 @@ def score(labels: Sequence[int] | np.ndarray, logits: np.ndarray) -> Scores:
 
 def majority_accuracy(train_labels: Sequence[int], labels: Sequence[int]) -> float:
     """Accuracy of always answering the most common class of the training labels: the bar that means nothing."""
+    if len(train_labels) == 0 or len(labels) == 0:
+        raise MetricError("there are no labels to count")
     values, counts = np.unique(np.asarray(train_labels), return_counts=True)
     return float((np.asarray(labels) == values[counts.argmax()]).mean())
 
@@ -74,6 +78,8 @@ def accuracy_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[f
     """
     if not 0 <= correct <= n or n < 1:
         raise MetricError(f"expected 0 ≤ correct ≤ n and n ≥ 1, got {correct} of {n}")
+    if not 0 < confidence < 1:
+        raise MetricError(f"confidence is a share between 0 and 1, such as 0.95; got {confidence}")
     interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -98,6 +104,8 @@ def mcnemar(labels: Sequence[int], first: Sequence[int], second: Sequence[int]) 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
     """Mean and sample standard deviation; the latter is NaN for a single value."""
+    if len(values) == 0:
+        raise MetricError("there are no values to average")
     mean = sum(values) / len(values)
     if len(values) == 1:
         return mean, math.nan

@@ -182,6 +182,7 @@ def fit(model: nn.Module, train: DataLoader, validation: DataLoader, config: Tra
                     break
 
             labels, logits, validation_loss = _predict(wrapped, validation, accelerator)
+            _stop_if_not_finite(validation_loss, 0.0, step, config)
             history.evaluations.append(
                 {"step": len(history.steps), "epoch": epoch, "train_loss": float(np.mean(losses))}
                 | {"loss": validation_loss}

@@ -1,0 +1,31 @@
+"""What the tests share: a quiet terminal, the machine's cores, and the course's default backbone."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TQDM_DISABLE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # two-process tests fork
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from course_utils.assets import fetch
+from course_utils.backbones import load_classifier
+
+torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def minilm_folder() -> Path:
+    """The default backbone's folder, fetched for real when it is not there yet."""
+    return fetch("minilm")
+
+
+@pytest.fixture(scope="session")
+def tokenizer(minilm_folder: Path) -> PreTrainedTokenizerBase:
+    """The default backbone's tokenizer."""
+    return load_classifier("minilm")[1]
