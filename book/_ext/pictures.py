@@ -43,7 +43,10 @@ class PictureDirective(SphinxDirective):
         folder = Path(self.env.srcdir) / "book" / "_build" / "pictures"
         folder.mkdir(parents=True, exist_ok=True)
         with mpl.rc_context({"svg.hashsalt": name}):
-            picture = function()
+            try:
+                picture = function()
+            except Exception as error:  # whatever it is, the author must learn which page and line asked for it
+                raise self.error(f"the picture {name} could not be drawn: {error!r}") from error
             picture.figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
         mpl.pyplot.close(picture.figure)
         for file in (Path(plots.__file__), *results.FOLDER.glob("*.json")):

@@ -1,0 +1,94 @@
+# Each target works on a fresh clone with python3, make and a package index. `make` alone lists them.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+HTML   := book/_build/html
+# Seconds that one notebook cell may take in `make test`; a whole notebook is meant to take 45.
+CELL_TIMEOUT ?= 120
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# A progress bar in a notebook's stored output helps nobody.
+quiet := TQDM_DISABLE=1
+say = @printf '\n== %s\n'
+
+# After a failed build Sphinx would believe that all pages are done, and the next build would pass.
+# So we throw its memory away, and the next build fails as well.
+build_book = $(BIN)/jupyter-book build . --path-output book -W -n --keep-going $(1) \
+	|| { rm -rf book/_build/.doctrees; echo "The book was not built: mend the warnings above." >&2; exit 1; }
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help book test lab notebooks study bench doctor picture clean
+
+help:
+	@echo "make book       build the book and say which file to open"
+	@echo "make lab        open the labs in JupyterLab"
+	@echo "make test       check everything: style, types, book, tests, notebooks"
+	@echo "make notebooks  write and run the notebooks again from solutions/*.py"
+	@echo "make study      measure the methods again (hours on two cores); make bench: time and memory"
+	@echo "make doctor     check this computer"
+	@echo "make clean      remove the environment and the built book, but not the fetched model and data"
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found. Install Python 3.11 or newer," \
+		"or name another one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than 3.11:" \
+		"$$($(PYTHON) --version 2>&1). Name a newer one: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make environments." \
+		"On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(say) "making the environment $(VENV) (once; the packages take about 2.5 GB of disk)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -c constraints.txt -e ".[lab,book]"
+	@touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(say) "installing what the tests need"
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[lab,book,test]"
+	@touch $@
+
+.PHONY: assets
+assets: $(VENV)/installed
+	$(say) "the model and the data (fetched once, checked each time)"
+	@$(BIN)/python -m course_utils fetch
+
+book: assets
+	$(say) "building the book"
+	@$(call build_book,--quiet)
+	@$(BIN)/python -c 'import pathlib; page = pathlib.Path("$(HTML)/index.html"); \
+		print(f"\nOpen {page} in a browser: {page.resolve().as_uri()}")'
+
+test: $(VENV)/installed-test assets
+	$(say) "style"
+	@$(BIN)/ruff format --check
+	@$(BIN)/ruff check
+	$(say) "types"
+	@$(BIN)/mypy
+	$(say) "the book, all pages, warnings are errors"
+	@$(call build_book,--all --quiet)
+	$(say) "the tests"
+	@$(quiet) $(BIN)/python -m pytest tests
+	$(say) "the notebooks, run again and compared with their stored outputs (minutes)"
+	@$(quiet) $(BIN)/python -m pytest --nbval labs solutions --nbval-cell-timeout=$(CELL_TIMEOUT)
+	$(say) "all is well"
+
+lab: assets
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/labs $(ARGS)
+
+notebooks: assets
+	@$(quiet) $(BIN)/python -m course_utils notebooks $(ARGS)
+
+study: assets
+	@$(BIN)/python -m course_utils study $(ARGS)
+
+bench: assets
+	@$(BIN)/python -m course_utils bench $(ARGS)
+
+doctor: $(VENV)/installed
+	@$(BIN)/python -m course_utils doctor
+
+picture: $(VENV)/installed-test book
+	@$(BIN)/python tests/browser.py picture book/_static/readme-book.png
+
+clean:
+	rm -rf $(VENV) book/_build build *.egg-info .mypy_cache .ruff_cache .pytest_cache

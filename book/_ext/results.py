@@ -1,0 +1,178 @@
+"""Put measured numbers into a page: the role `result` and the directive `result-table`.
+
+The number stands in a committed file `book/results/FILE.json`; the page says only where:
+
+    LoRA reaches {result}`quality methods.lora.accuracy.mean percent`.
+
+    ```{result-table} quality methods
+    :columns: title|method, accuracy.mean|accuracy|percent, trainable|trained|int
+    :caption: The same for all methods.
+    ```
+
+A format is `percent` (0.963 → 96.3%), `percent2` (two decimals), `int` (74,498) or a number format of Python (`.3f`,
+`g`). Texts and whole numbers need none. A wrong file, path or format is a warning with the page and the line, so a
+build with `-W` fails. The page depends on the file: it is built again when the number changes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, ClassVar
+
+from docutils import nodes
+from docutils.parsers.rst import directives
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective, SphinxRole
+
+LOGGER = logging.getLogger(__name__)
+
+
+class ResultError(ValueError):
+    """A page asks for a result that is not there, or for a format that does not fit."""
+
+
+class scoped_header(nodes.entry):  # noqa: N801  (docutils names its nodes so)
+    """A header cell that says whether it heads a column or a row, for people who listen to a table."""
+
+
+def read(env: BuildEnvironment, name: str, path: str) -> Any:
+    """The value at a dotted path (a list by index) of `<results folder>/<name>.json`; the page now depends on it."""
+    folder = Path(env.srcdir) / env.config.results_folder
+    file = folder / f"{name}.json"
+    env.note_dependency(__file__)
+    env.note_dependency(str(file))
+    if not file.is_file():
+        existing = ", ".join(sorted(other.stem for other in folder.glob("*.json"))) or "none"
+        raise ResultError(f"there is no result file {name!r} in {env.config.results_folder}; there are: {existing}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ResultError(f"{name}.json is not JSON: {error}") from error
+    return follow(content, path, name)
+
+
+def follow(content: Any, path: str, name: str) -> Any:
+    """Walk down a dotted path; the error says which step failed and what stands there."""
+    for step in path.split("."):
+        if isinstance(content, dict) and step in content:
+            content = content[step]
+        elif isinstance(content, list) and step.isdigit() and int(step) < len(content):
+            content = content[int(step)]
+        else:
+            here = f"keys {', '.join(content)}" if isinstance(content, dict) else type(content).__name__
+            if isinstance(content, list):
+                here = f"a list of {len(content)}"
+            raise ResultError(f"{name}.json has no {path!r}: {step!r} is not in {here}")
+    return content
+
+
+def shown(value: Any, form: str = "") -> str:
+    """A value as the reader sees it; `form` as in the module's docstring."""
+    if not form and isinstance(value, str):
+        return value
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ResultError(f"{value!r} is not a number" if form else f"{value!r} is neither a number nor a text")
+    if not form and isinstance(value, float):
+        raise ResultError(f"{value!r} needs a format, like percent or .2f")
+    if match := re.fullmatch(r"percent(\d?)", form):
+        return f"{100 * value:.{match[1] or 1}f}%"
+    if form in ("", "int"):
+        if value != round(value):
+            raise ResultError(f"{value!r} is not a whole number")
+        return f"{value:,.0f}"
+    try:
+        return re.sub(r"e([+-])0+(?=\d)", r"e\1", format(value, form))
+    except ValueError as error:
+        raise ResultError(f"unknown format {form!r}; use percent, percent2, int, or one like .2f") from error
+
+
+class ResultRole(SphinxRole):
+    """A number in running text: FILE PATH [FORMAT]."""
+
+    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+        """Return the number as plain text."""
+        try:
+            parts = self.text.split()
+            if len(parts) not in (2, 3):
+                raise ResultError(f"write FILE PATH FORMAT, not {self.text!r}")
+            text = shown(read(self.env, parts[0], parts[1]), *parts[2:])
+        except ResultError as error:
+            LOGGER.warning("result: %s", error, location=self.get_location())
+            text = "??"
+        return [nodes.Text(text)], []
+
+
+class ResultTable(SphinxDirective):
+    """A table of rows from a result file: FILE PATH, where the path leads to a list or a dict of rows."""
+
+    required_arguments = 2
+    option_spec: ClassVar[dict[str, Any]] = {
+        "columns": directives.unchanged_required,
+        "caption": directives.unchanged_required,
+        "name": directives.unchanged,
+    }
+
+    def run(self) -> list[nodes.Node]:
+        """Build the table."""
+        try:
+            return [self._table()]
+        except ResultError as error:
+            LOGGER.warning("result-table: %s", error, location=self.get_location())
+            return []
+
+    def _table(self) -> nodes.table:
+        name, path = self.arguments
+        if missing := {"columns", "caption"} - set(self.options):
+            raise ResultError(f"the option {', '.join(sorted(missing))} is missing")
+        rows = read(self.env, name, path)
+        rows = list(rows.values()) if isinstance(rows, dict) else rows
+        if not isinstance(rows, list) or not rows:
+            raise ResultError(f"{path!r} in {name}.json is no list or dict of rows, or it is empty")
+        columns = [
+            column.strip().split("|") for column in re.split(r"[,\n]", self.options["columns"]) if column.strip()
+        ]
+        if wrong := ["|".join(column) for column in columns if len(column) not in (2, 3)]:
+            raise ResultError(f"write each column as key|Heading|format, not {', '.join(wrong)}")
+
+        messages = self.state.inline_text(self.options["caption"], self.lineno)
+        table = nodes.table("", nodes.title("", "", *messages[0], *messages[1]), classes=["result-table"])
+        group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in columns), cols=len(columns))
+        table += group
+        headings = (_cell(column[1], scoped_header, scope="col", number=len(column) == 3) for column in columns)
+        group += nodes.thead("", nodes.row("", *headings))
+        body = nodes.tbody()
+        group += body
+        for row in rows:
+            cells = [shown(follow(row, key, f"a row of {path} in {name}"), *form) for key, _, *form in columns]
+            first = _cell(cells[0], scoped_header, scope="row")
+            numbers = (len(column) == 3 for column in columns[1:])
+            rest = (_cell(cell, nodes.entry, number) for cell, number in zip(cells[1:], numbers, strict=True))
+            body += nodes.row("", first, *rest)
+        self.set_source_info(table)
+        self.add_name(table)
+        return table
+
+
+def _cell(text: str, kind: type[nodes.entry], number: bool = False, **attributes: str) -> nodes.entry:
+    return kind("", nodes.paragraph("", text), classes=["text-right"] if number else [], **attributes)
+
+
+def _visit_header(self: Any, node: scoped_header) -> None:
+    self.body.append(self.starttag(node, "th", "", scope=node["scope"]))
+
+
+def _depart_header(self: Any, node: scoped_header) -> None:
+    self.body.append("</th>\n")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Register the role, the directive and the folder of the result files (relative to the source folder)."""
+    app.add_config_value("results_folder", "book/results", "env")
+    app.add_node(scoped_header, html=(_visit_header, _depart_header))
+    app.add_role("result", ResultRole())
+    app.add_directive("result-table", ResultTable)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
