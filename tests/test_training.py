@@ -1,0 +1,460 @@
+"""The training loop: what it promises, on a tiny BERT whose every number can be checked, and once on the real one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_outputs import SequenceClassifierOutput
+
+from course_utils.backbones import load_classifier
+from course_utils.data import LengthBucketedSampler, load_sentiment, make_loader
+from course_utils.methods import FullConfig, LoRAConfig, inject, trainable_parameters
+from course_utils.training import History, TrainingConfig, TrainingError, evaluate, fit, predict
+
+TEXTS, WORDS = 48, 64
+
+
+def tiny_model(dropout: float = 0.1, seed: int = 0) -> PreTrainedModel:
+    config = BertConfig(
+        vocab_size=WORDS,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=32,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        num_labels=2,
+    )
+    config.initializer_range = 0.2
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return BertForSequenceClassification(config).train()
+
+
+def tiny_rows(texts: int = TEXTS, seed: int = 0, learnable: bool = True) -> list[dict[str, Any]]:
+    """Texts of equal length; the first token is the text's number, the second one tells its label."""
+    chance = torch.Generator().manual_seed(seed)
+    rows = []
+    for number in range(texts):
+        ids = torch.randint(0, WORDS, (8,), generator=chance).tolist()
+        label = ids[1] % 2 if learnable else int(torch.randint(0, 2, (1,), generator=chance))
+        rows.append({"input_ids": [number, *ids[1:]], "labels": label})
+    return rows
+
+
+def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    return {key: torch.tensor([row[key] for row in rows]) for key in rows[0]}
+
+
+def tiny_loader(rows: list[dict[str, Any]], batch_size: int = 8, shuffle: bool = True) -> DataLoader:
+    sampler = LengthBucketedSampler([len(row["input_ids"]) for row in rows], batch_size, shuffle)
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
+
+
+def run(model: nn.Module | None = None, **settings: Any) -> tuple[History, nn.Module]:
+    model = inject(model or tiny_model(), FullConfig())
+    defaults: dict[str, Any] = {"learning_rate": 1e-3, "epochs": 2, "device": "cpu"}
+    train, validation = tiny_loader(tiny_rows()), tiny_loader(tiny_rows(16, seed=1), shuffle=False)
+    return fit(model, train, validation, TrainingConfig(**defaults | settings)), model
+
+
+def copy_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# --- repeatable ------------------------------------------------------------------------------------------------------
+
+
+def test_one_seed_one_history() -> None:
+    (first, model), (second, other) = run(), run()
+    assert first == second
+    assert same(model.state_dict(), other.state_dict())
+    assert run(seed=1)[0] != first
+
+
+def test_a_loader_used_before_starts_again() -> None:
+    train, validation = tiny_loader(tiny_rows()), tiny_loader(tiny_rows(16, seed=1), shuffle=False)
+    config = TrainingConfig(epochs=2, device="cpu")
+    histories = [fit(inject(tiny_model(), FullConfig()), train, validation, config) for _ in range(2)]
+    assert histories[0] == histories[1]
+
+
+def test_the_real_model_repeats_itself_and_learns(tokenizer: PreTrainedTokenizerBase) -> None:
+    part = load_sentiment()["train"].select(range(96))
+    train = make_loader(part, tokenizer, 16, shuffle=True)
+    validation = make_loader(part.select(range(32)), tokenizer, 32)
+    config = TrainingConfig(learning_rate=2e-3, epochs=2, warmup=0, device="cpu")
+    histories = [fit(inject(load_classifier()[0], LoRAConfig()), train, validation, config) for _ in range(2)]
+    assert histories[0] == histories[1]
+    assert len(histories[0].steps) == 12
+    losses = [row["loss"] for row in histories[0].evaluations]
+    assert losses[1] < losses[0] < 0.72
+
+
+# --- the mathematics of a step ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, {"clip_norm": 0.05}, {"weight_decay": 0.5}, {"schedule": "constant"}])
+def test_equals_a_loop_written_out_bit_for_bit(settings: dict[str, Any]) -> None:
+    history, model = run(epochs=1, warmup=0, **settings)
+
+    by_hand = tiny_model()
+    torch.manual_seed(0)
+    decay = settings.get("weight_decay", 0.01)
+    plain = [p for name, p in by_hand.named_parameters() if name.endswith("bias") or "LayerNorm" in name]
+    matrices = [p for p in by_hand.parameters() if not any(p is q for q in plain)]
+    groups = [{"params": matrices, "weight_decay": decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3)
+    loader = tiny_loader(tiny_rows())
+    for number, batch in enumerate(loader):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * (1 if settings.get("schedule") else (len(loader) - number) / len(loader))
+        loss = by_hand(**batch).loss
+        by_hand.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(by_hand.parameters(), settings.get("clip_norm", 1.0))
+        optimizer.step()
+        assert history.steps[number]["loss"] == loss.item()
+        assert history.steps[number]["gradient_norm"] == norm.item()  # before clipping
+    assert len(history.steps) == len(loader)
+    assert same(model.state_dict(), by_hand.state_dict())
+
+
+def test_clipping_and_decay_change_something() -> None:
+    """Else the test above would compare equal things."""
+    weights = [
+        run(epochs=1, **settings)[1].state_dict() for settings in ({}, {"clip_norm": 0.05}, {"weight_decay": 0.5})
+    ]
+    assert not same(weights[0], weights[1])
+    assert not same(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "after"), [("linear", [8 / 8, 7 / 8, 6 / 8, 5 / 8, 4 / 8]), ("constant", [1.0] * 5)]
+)
+def test_schedule(schedule: str, after: list[float]) -> None:
+    history, _ = run(epochs=2, max_steps=10, warmup=0.2, schedule=schedule)
+    rates = [row["learning_rate"] for row in history.steps]
+    assert rates[:7] == pytest.approx([0, 0.5e-3, *(1e-3 * share for share in after)])
+    assert len(rates) == 10
+
+
+def test_rows_of_the_history() -> None:
+    history, _ = run(epochs=2)
+    assert [row["step"] for row in history.steps] == list(range(1, 13))
+    assert [row["epoch"] for row in history.steps] == [1] * 6 + [2] * 6
+    assert [row["step"] for row in history.evaluations] == [6, 12]
+    first = history.evaluations[0]
+    assert set(first) == {"step", "epoch", "train_loss", "loss", "accuracy", "f1_macro", "roc_auc", "n"}
+    assert first["n"] == 16
+    assert first["train_loss"] == pytest.approx(sum(row["loss"] for row in history.steps[:6]) / 6)
+    assert history.seconds > 0
+    assert history.steps_frame().shape == (12, 5)
+    assert history.evaluations_frame()["epoch"].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("max_steps", [1, 6, 7])
+def test_max_steps(max_steps: int) -> None:
+    history, _ = run(epochs=9, max_steps=max_steps)
+    assert len(history.steps) == max_steps
+    assert len(history.evaluations) == math.ceil(max_steps / 6)
+    assert history.evaluations[-1]["step"] == max_steps
+
+
+def test_batch_of_one() -> None:
+    model = inject(tiny_model(), FullConfig())
+    one = tiny_loader(tiny_rows(3), batch_size=1)
+    assert len(fit(model, one, one, TrainingConfig(epochs=1, device="cpu")).steps) == 3
+
+
+def test_only_what_is_trainable_changes() -> None:
+    model = inject(tiny_model(), LoRAConfig(rank=2))
+    before, trained = copy_of(model), set(trainable_parameters(model))
+    loader = tiny_loader(tiny_rows())
+    fit(model, loader, loader, TrainingConfig(learning_rate=1e-2, epochs=1, device="cpu"))
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == trained
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# --- stopping, and the best weights ----------------------------------------------------------------------------------
+
+
+def test_early_stopping_counts_evaluations_without_improvement() -> None:
+    # The first evaluation improves on nothing at all; no later one can improve by 10.
+    history, model = run(epochs=9, patience=2, minimum_change=10.0, schedule="constant", warmup=0)
+    assert history.stopped_early
+    assert history.best_epoch == 1
+    assert [row["epoch"] for row in history.evaluations] == [1, 2, 3]
+    _, one_epoch = run(epochs=1, schedule="constant", warmup=0)
+    assert same(model.state_dict(), one_epoch.state_dict())
+
+
+def test_no_patience_no_early_stop() -> None:
+    history, _ = run(epochs=4, minimum_change=10.0)
+    assert not history.stopped_early
+    assert len(history.evaluations) == 4
+
+
+def test_best_weights_are_restored() -> None:
+    """On labels that are chance the validation loss soon rises, so the best epoch is not the last."""
+    model = inject(tiny_model(dropout=0), FullConfig())
+    train = tiny_loader(tiny_rows(learnable=False))
+    validation = tiny_loader(tiny_rows(32, seed=5, learnable=False), shuffle=False)
+    history = fit(model, train, validation, TrainingConfig(learning_rate=3e-3, epochs=6, device="cpu"))
+    losses = [row["loss"] for row in history.evaluations]
+    assert min(losses) < losses[-1]
+    assert history.best_epoch == losses.index(min(losses)) + 1
+    labels, logits = predict(model, validation)
+    restored = nn.functional.cross_entropy(torch.tensor(logits), torch.tensor(labels)).item()
+    assert restored == min(losses)
+    assert evaluate(model, validation).accuracy == history.evaluations[history.best_epoch - 1]["accuracy"]
+
+
+def test_interrupting_keeps_the_best_weights() -> None:
+    """Ctrl-C in the second epoch leaves the weights of the first one."""
+    calls = 0
+
+    def press_ctrl_c(module: nn.Module, inputs: object) -> None:
+        nonlocal calls
+        calls += module.training
+        if calls == 9:
+            signal.raise_signal(signal.SIGINT)
+
+    model = tiny_model()
+    model.register_forward_pre_hook(press_ctrl_c)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, epochs=3, schedule="constant", warmup=0)
+    assert calls == 9
+    _, one_epoch = run(epochs=1, schedule="constant", warmup=0)
+    assert same(model.state_dict(), one_epoch.state_dict())
+
+
+# --- what cannot go well ---------------------------------------------------------------------------------------------
+
+
+def test_too_high_a_learning_rate_stops_with_an_explanation() -> None:
+    model = tiny_model()
+    before = copy_of(model)
+    with pytest.raises(TrainingError, match=r"step \d+: training cannot go on.*learning rate \(1e\+30\)"):
+        run(model, learning_rate=1e30, warmup=0)
+    assert same(model.state_dict(), before)  # no epoch was finished, so these were the best
+
+
+def test_weights_broken_by_the_last_step_of_an_epoch_are_noticed() -> None:
+    model = tiny_model()
+    before = copy_of(model)
+    with pytest.raises(TrainingError, match="at step 1: training cannot go on"):
+        run(model, learning_rate=1e30, warmup=0, max_steps=1)
+    assert same(model.state_dict(), before)
+
+
+def test_a_poisoned_weight_is_noticed_at_the_first_step() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.get_parameter("classifier.weight")[0, 0] = math.nan
+    with pytest.raises(TrainingError, match=r"the loss is nan .* at step 1"):
+        run(model)
+
+
+def test_nothing_to_train() -> None:
+    model = tiny_model()
+    model.requires_grad_(False)
+    loader = tiny_loader(tiny_rows())
+    with pytest.raises(TrainingError, match="no parameter of the model is trainable; inject a method"):
+        fit(model, loader, loader)
+
+
+@pytest.mark.parametrize("label", [2, -1, 0.5, None])
+@pytest.mark.parametrize("where", ["train", "validation"])
+def test_label_out_of_range(label: object, where: str) -> None:
+    good, bad = tiny_rows(8), tiny_rows(8)
+    bad[3]["labels"] = label
+    train, validation = (bad, good) if where == "train" else (good, bad)
+    with pytest.raises(TrainingError, match=f"text 3 has the label {label}, but the model has 2 classes.*0 to 1"):
+        fit(tiny_model(), tiny_loader(train), tiny_loader(validation))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what must be absent")
+def test_cuda_asked_for_and_absent() -> None:
+    with pytest.raises(TrainingError, match=r"torch sees no CUDA device\. Use device='auto'"):
+        run(device="cuda")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"learning_rate": 0},
+        {"learning_rate": math.inf},
+        {"epochs": 0},
+        {"schedule": "cosine"},
+        {"warmup": 1.0},
+        {"weight_decay": -0.1},
+        {"clip_norm": 0},
+        {"patience": 0},
+        {"minimum_change": -1},
+        {"precision": "fp16"},
+        {"device": "tpu"},
+        {"max_steps": 0},
+    ],
+)
+def test_settings_that_make_no_sense(settings: dict[str, Any]) -> None:
+    ((name, value),) = settings.items()
+    with pytest.raises(TrainingError, match=f"expected {name} .*, got {value!r}"):
+        TrainingConfig(**settings)
+
+
+# --- precision, prediction, progress ---------------------------------------------------------------------------------
+
+
+def test_bf16_after_fp32_in_one_process_and_back() -> None:
+    exact, _ = run()
+    rounded, model = run(precision="bf16")
+    again, _ = run()
+    assert exact == again
+    assert exact != rounded
+    assert rounded.evaluations[-1]["loss"] == pytest.approx(exact.evaluations[-1]["loss"], abs=0.05)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    # The model is an ordinary fp32 model again.
+    fresh = tiny_model()
+    fresh.load_state_dict(model.state_dict())
+    batch = collate(tiny_rows(4))
+    assert torch.equal(model.eval()(**batch).logits, fresh.eval()(**batch).logits)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_predict_keeps_the_order_and_the_mode(training: bool) -> None:
+    model, rows = tiny_model().train(training), tiny_rows(20)
+    labels, logits = predict(model, DataLoader(rows, batch_size=6, collate_fn=collate))  # type: ignore[arg-type]
+    assert model.training is training
+    assert labels.tolist() == [row["labels"] for row in rows]
+    model.eval()
+    for row, got in zip(rows, logits, strict=True):
+        assert torch.allclose(model(**collate([row])).logits[0], torch.tensor(got), atol=1e-5)
+
+
+def test_the_mode_is_restored_when_predict_fails() -> None:
+    model = tiny_model()
+    with pytest.raises(IndexError):
+        predict(model, DataLoader([{"input_ids": [WORDS + 1], "labels": 0}], collate_fn=collate))  # type: ignore[arg-type]
+    assert model.training
+
+
+def test_the_progress_bar_can_be_silenced(capsys: pytest.CaptureFixture[str]) -> None:
+    assert os.environ["TQDM_DISABLE"] == "1"  # set in conftest.py; that the bar shows is tested below
+    run(epochs=1)
+    assert capsys.readouterr().err == ""
+
+
+# --- several processes -----------------------------------------------------------------------------------------------
+
+SCRIPT = """
+import json, os, sys
+import torch
+import test_training as t
+
+torch.set_num_threads(1)
+out, rank = sys.argv[1], os.environ["RANK"]
+
+# 1. plain batches of 8 in two processes are batches of 16 in one
+report = {"spread": t.summary(*t.run_plain(batch_size=8))}
+
+# 2. the course's own sampler, with a last batch that is not full
+seen = []
+model = t.tiny_model(dropout=0)
+model.register_forward_pre_hook(
+    lambda module, inputs, batch: seen.extend(batch["input_ids"][:, 0].tolist()) if module.training else None,
+    with_kwargs=True,
+)
+train, validation = t.tiny_loader(t.tiny_rows(44)), t.tiny_loader(t.tiny_rows(21, seed=1), shuffle=False)
+history = t.fit(model, train, validation, t.TrainingConfig(epochs=1, device="cpu"))
+report |= {"seen": seen, "losses": [row["loss"] for row in history.steps], "evaluation": history.evaluations}
+with open(f"{out}/{rank}.json", "w") as file:
+    json.dump(report, file)
+"""
+
+
+def run_plain(batch_size: int) -> tuple[History, nn.Module]:
+    """Training on batches in the order of the rows, whatever the number of processes."""
+    rows = tiny_rows()
+    sampler = BatchSampler(SequentialSampler(rows), batch_size, drop_last=False)
+    train: DataLoader = DataLoader(rows, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
+    model = inject(tiny_model(dropout=0), LoRAConfig(rank=2))
+    validation = tiny_loader(tiny_rows(16, seed=1), shuffle=False)
+    return fit(model, train, validation, TrainingConfig(learning_rate=1e-3, epochs=2, device="cpu")), model
+
+
+def summary(history: History, model: nn.Module) -> dict[str, Any]:
+    weights = {name: parameter.flatten().tolist() for name, parameter in trainable_parameters(model).items()}
+    return {"losses": [row["loss"] for row in history.steps], "weights": weights}
+
+
+def test_two_processes(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(SCRIPT)
+    environment = {key: value for key, value in os.environ.items() if key != "TQDM_DISABLE"}
+    environment |= {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    # conftest.py is not imported there, so the progress bar shows.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*launch, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+
+    # Both ranks hold one model and know one history.
+    assert first["spread"] == second["spread"]
+    assert first["losses"] == second["losses"]
+    assert first["evaluation"] == second["evaluation"]
+
+    # Two processes with batches of 8 do what one does with batches of 16.
+    alone = summary(*run_plain(batch_size=16))
+    assert first["spread"]["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+    for name, values in alone["weights"].items():
+        assert first["spread"]["weights"][name] == pytest.approx(values, abs=1e-5)
+
+    # 44 texts in batches of 8: the last batch holds 4 and is filled up with texts seen before; none is lost.
+    seen = first["seen"] + second["seen"]
+    assert len(first["seen"]) == len(second["seen"]) == 24
+    assert set(seen) == set(range(44))
+    assert first["evaluation"][0]["n"] == 21  # each validation text counts once
+
+    bars = [line for line in result.stderr.replace("\r", "\n").splitlines() if line.startswith("training: 100%")]
+    assert any("6/6" in line for line in bars)
+    assert sum("6/6" in line for line in bars) <= 2  # one bar a run, not one a process
+
+
+def test_a_model_of_your_own_works_too() -> None:
+    """Nothing but `.loss` and `.logits` is asked of a model."""
+
+    class Bag(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Embedding(WORDS, 2)
+
+        def forward(self, input_ids: torch.Tensor, labels: torch.Tensor) -> SequenceClassifierOutput:
+            logits = self.table(input_ids[:, 1])
+            return SequenceClassifierOutput(loss=nn.functional.cross_entropy(logits, labels), logits=logits)
+
+    loader = tiny_loader(tiny_rows())
+    torch.manual_seed(0)
+    model = Bag()
+    history = fit(model, loader, loader, TrainingConfig(learning_rate=0.3, epochs=9, device="cpu"))
+    assert history.evaluations[-1]["accuracy"] > history.evaluations[0]["accuracy"] + 0.2
