@@ -9,6 +9,7 @@ from urllib.request import getproxies
 
 import torch
 from huggingface_hub import constants as hub
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
@@ -74,7 +75,7 @@ def load_classifier(
                 )
             else:
                 model = AutoModelForSequenceClassification.from_config(config).to(dtype)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise BackboneError(_explain(name, error)) from error
     if tokenizer.pad_token is None:  # GPT-2 and Llama come without one
         tokenizer.pad_token = tokenizer.eos_token
@@ -120,10 +121,11 @@ _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert"}
 
 
 def _explain(name: str | Path, error: Exception) -> str:
+    said = str(error).strip() or type(error).__name__
     return (
         f"could not load the backbone {str(name)!r}. Expected 'minilm' (comes with the course), a folder with a saved "
         f"model, or a Hub id such as 'bert-base-uncased' (needs the network, or a model fetched before). "
-        f"The loader said: {str(error).strip().splitlines()[0]}"
+        f"The loader said: {said.splitlines()[0]}"
     )
 
 

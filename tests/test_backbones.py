@@ -1,0 +1,234 @@
+"""Any backbone by one argument: the default, a folder, a Hub id; and clear errors for the rest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import constants as hub
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from course_utils.assets import AssetError
+from course_utils.backbones import BackboneError, load_classifier
+from course_utils.data import load_sentiment, make_loader
+from course_utils.methods import LoRAConfig, inject
+from course_utils.training import TrainingConfig, fit, predict
+
+SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+
+
+def train_tokenizer(special: dict[str, str], ends: tuple[str, str] | None) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that has learnt from some of the tweets."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=list(dict.fromkeys(special.values())),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(load_sentiment()["train"]["text"][:200], trainer)
+    if ends:
+        pairs = [(token, tokenizer.token_to_id(token)) for token in ends]
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"{ends[0]} $A {ends[1]}", special_tokens=pairs)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+
+
+def save_bert(folder: Path) -> None:
+    tokenizer = train_tokenizer(
+        {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}, ("[CLS]", "[SEP]")
+    )
+    save(BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **SMALL)), tokenizer, folder)
+
+
+def save_roberta(folder: Path) -> None:
+    tokenizer = train_tokenizer(
+        {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}, ("<s>", "</s>")
+    )
+    assert tokenizer.pad_token_id == 1
+    config = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=66, **SMALL)
+    save(RobertaModel(config), tokenizer, folder)
+
+
+def save_gpt2(folder: Path) -> None:
+    tokenizer = train_tokenizer({"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}, None)
+    assert tokenizer.pad_token is None
+    ends: dict[str, Any] = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id}
+    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=4, **ends)
+    save(GPT2LMHeadModel(config), tokenizer, folder)
+
+
+def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+FAMILIES: dict[str, Callable[[Path], None]] = {"bert": save_bert, "roberta": save_roberta, "gpt2": save_gpt2}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A saved tiny model of each family with a tokenizer of its own."""
+    root = tmp_path_factory.mktemp("models")
+    for family, write in FAMILIES.items():
+        torch.manual_seed(0)
+        write(root / family)
+    return {family: root / family for family in FAMILIES}
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that nobody can reach: a port of this machine where nothing listens."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")
+
+
+# --- the default -----------------------------------------------------------------------------------------------------
+
+
+def test_the_default_backbone() -> None:
+    model, tokenizer = load_classifier()
+    assert model.config.model_type == "bert"
+    assert sum(parameter.numel() for parameter in model.parameters()) == 22_713_986
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.config.id2label == {0: "negative", 1: "positive"}
+    assert tokenizer.model_max_length == 512
+    assert tokenizer.decode(tokenizer("Good MORNING")["input_ids"]) == "[CLS] good morning [SEP]"
+
+
+def test_the_seed_gives_the_head_and_leaves_your_own_random_state_alone() -> None:
+    torch.manual_seed(123)
+    expected = torch.rand(3)
+    torch.manual_seed(123)
+    first, second, other = (load_classifier(seed=seed)[0].state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.rand(3), expected)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    different = {name for name in first if not torch.equal(first[name], other[name])}
+    assert different == {"classifier.weight"}  # the body is the pretrained one; the head's bias starts at zero
+
+
+def test_from_scratch_has_the_same_shape_and_other_weights() -> None:
+    pretrained, scratch, again = (
+        load_classifier(pretrained=pretrained)[0].state_dict() for pretrained in (True, False, False)
+    )
+    assert {name: value.shape for name, value in pretrained.items()} == {
+        name: value.shape for name, value in scratch.items()
+    }
+    name = "bert.encoder.layer.0.attention.self.query.weight"
+    assert not torch.equal(pretrained[name], scratch[name])
+    assert all(torch.equal(scratch[name], again[name]) for name in scratch)
+
+
+def test_dtype_and_number_of_labels(folders: dict[str, Path]) -> None:
+    for pretrained in (True, False):
+        model, _ = load_classifier(folders["bert"], num_labels=5, dtype=torch.bfloat16, pretrained=pretrained)
+        assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+        assert model.config.num_labels == len(model.get_parameter("classifier.weight")) == 5
+
+
+# --- other families, through the same code ---------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:.*longer than 64 tokens")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_local_folder_trains_like_the_default(family: str, folders: dict[str, Path]) -> None:
+    model, tokenizer = load_classifier(folders[family])
+    assert model.config.model_type == family
+    assert tokenizer.pad_token_id == model.config.pad_token_id
+    inject(model, LoRAConfig(rank=2))
+    loader = make_loader(load_sentiment()["train"].select(range(16)), tokenizer, 8, shuffle=True)
+    history = fit(model, loader, loader, TrainingConfig(epochs=1, learning_rate=1e-2, warmup=0, device="cpu"))
+    assert len(history.steps) == 2
+    assert all(row["gradient_norm"] > 0 for row in history.steps)
+
+
+@pytest.mark.filterwarnings("ignore:.*longer than 64 tokens")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padding_changes_no_answer(family: str, folders: dict[str, Path]) -> None:
+    """For GPT-2 this holds only when the model knows its padding token: it reads the last real one."""
+    model, tokenizer = load_classifier(folders[family])
+    part = load_sentiment()["test"].select(range(6))
+    together = predict(model, make_loader(part, tokenizer, 6))
+    alone = predict(model, make_loader(part, tokenizer, 1))
+    assert together[1] == pytest.approx(alone[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_longest_text_that_a_model_takes(family: str, folders: dict[str, Path]) -> None:
+    """All three take 64 tokens; RoBERTa's table of positions says 66."""
+    model, tokenizer = load_classifier(folders[family])
+    assert tokenizer.model_max_length == 64
+    part = load_sentiment()["test"].select([0]).map(lambda row: {"text": "many words " * 60})
+    with pytest.warns(UserWarning, match="longer than 64 tokens"):
+        loader = make_loader(part, tokenizer, 1)
+    assert next(iter(loader))["input_ids"].shape == (1, 64)
+    assert torch.isfinite(torch.tensor(predict(model, loader)[1])).all()
+
+
+# --- clear errors ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["minilmm", "bert-base-uncased-x", "nobody/nothing", "./no/such/folder"])
+def test_an_unknown_name_fails_fast_without_a_network(name: str, no_hub: None) -> None:
+    started = time.perf_counter()
+    with pytest.raises(BackboneError, match=r"could not load the backbone .*Expected 'minilm'") as raised:
+        load_classifier(name)
+    assert time.perf_counter() - started < 20
+    assert repr(name) in str(raised.value)
+
+
+def test_a_folder_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=r"holds no config\.json"):
+        load_classifier(tmp_path)
+
+
+def test_a_single_label(folders: dict[str, Path]) -> None:
+    with pytest.raises(BackboneError, match="at least 2 labels, got 1"):
+        load_classifier(folders["bert"], num_labels=1)
+
+
+@pytest.mark.parametrize("damage", ["weights cut", "weights gone", "config broken", "type unknown", "tokenizer gone"])
+def test_a_damaged_folder(damage: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders["bert"], folder)
+    weights, config = folder / "model.safetensors", folder / "config.json"
+    match damage:
+        case "weights cut":
+            weights.write_bytes(weights.read_bytes()[:5000])
+        case "weights gone":
+            weights.unlink()
+        case "config broken":
+            config.write_text("{")
+        case "type unknown":
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "nonsense"}))
+        case "tokenizer gone":
+            (folder / "tokenizer.json").unlink()
+    with pytest.raises(BackboneError, match="could not load the backbone") as raised:
+        load_classifier(folder)
+    assert str(folder) in str(raised.value)
+
+
+def test_the_ratings_are_no_backbone() -> None:
+    with pytest.raises((BackboneError, AssetError), match="ratings"):
+        load_classifier("ratings")
