@@ -11,14 +11,17 @@ model. Everything else is the same for all methods and stands here once::
 
 from __future__ import annotations
 
+import math
 import re
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 #: The names that transformers gives to the head of a classifier.
@@ -37,6 +40,9 @@ QUERY_AND_VALUE: dict[str, tuple[str, ...]] = {
 }
 
 Targets = str | tuple[str, ...]
+
+#: The layers that hold one matrix: `nn.Linear`, weight (out, in), and GPT-2's `Conv1D`, weight (in, out).
+Matrix = nn.Linear | Conv1D
 
 
 class MethodError(ValueError):
@@ -61,7 +67,7 @@ class MethodConfig(ABC):
 
     @abstractmethod
     def apply(self, model: nn.Module) -> None:
-        """Change `model` in place. All its parameters are frozen when this is called."""
+        """Change `model` in place, or raise and change nothing. All its parameters are frozen when this is called."""
 
 
 class AdaptedLayer(nn.Module):
@@ -96,20 +102,19 @@ def inject(model: nn.Module, config: MethodConfig, *, seed: int = 0) -> nn.Modul
     Raises:
         MethodError: a method is already in the model, or this one does not fit it. The model is then unchanged.
     """
-    if getattr(model, "tuning", None) is not None:
-        raise MethodError(
-            f"the model already carries {model.tuning.name}; merge it first, or load the model afresh"
-        )
+    present: MethodConfig | None = getattr(model, "tuning", None)
+    if present is not None:
+        raise MethodError(f"the model already carries {present.name}; merge it first, or load the model afresh")
     head = find_head(model, config.head)
-    trainable_before = {name: p.requires_grad for name, p in model.named_parameters()}
+    trainable_before = {parameter: parameter.requires_grad for parameter in model.parameters()}
     model.requires_grad_(False)
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             config.apply(model)
-    except MethodError:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(trainable_before[name])
+    except Exception:
+        for parameter, trainable in trainable_before.items():
+            parameter.requires_grad_(trainable)
         raise
     for name in head:
         model.get_submodule(name).requires_grad_(True)
@@ -130,19 +135,15 @@ def find_head(model: nn.Module, names: tuple[str, ...] | None = None) -> tuple[s
     return names
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is a matrix: `nn.Linear`, or GPT-2's `Conv1D`, which stores it transposed."""
-    return isinstance(module, (nn.Linear, Conv1D))
-
-
-def find_targets(model: nn.Module, targets: Targets | None) -> dict[str, nn.Module]:
+def find_targets(model: nn.Module, targets: Targets | None, head: tuple[str, ...] | None = None) -> dict[str, Matrix]:
     """The linear layers that a method shall change.
 
     Args:
-        model: the model to look into. Its head is never a target.
+        model: the model to look into.
         targets: a tuple of names, each the last part or parts of a module's dotted name (`"query"`,
             `"attention.output.dense"`); or one regular expression for the whole dotted name; or `"all-linear"`; or
             None for the query and value projections of a known architecture.
+        head: modules that are trained as they are and therefore are never targets. Default: the classification head.
 
     Returns:
         Dotted name → layer, in the model's order.
@@ -150,11 +151,11 @@ def find_targets(model: nn.Module, targets: Targets | None) -> dict[str, nn.Modu
     Raises:
         TargetError: one of the names matches nothing. The message lists what exists.
     """
-    head = find_head(model)
+    head = find_head(model, head)
     linear = {
         name: module
         for name, module in model.named_modules()
-        if is_linear(module) and not any(name == h or name.startswith(h + ".") for h in head)
+        if isinstance(module, Matrix) and not any(name == h or name.startswith(h + ".") for h in head)
     }
     if targets is None:
         model_type = getattr(getattr(model, "config", None), "model_type", "")
@@ -162,18 +163,25 @@ def find_targets(model: nn.Module, targets: Targets | None) -> dict[str, nn.Modu
             raise TargetError(f"no default targets for a model of type {model_type!r}. {_existing(linear)}")
         targets = QUERY_AND_VALUE[model_type]
     if targets == "all-linear":
-        output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
         return {name: module for name, module in linear.items() if module is not output}
     if isinstance(targets, str):
-        found = {name: module for name, module in linear.items() if re.fullmatch(targets, name)}
+        try:
+            found = {name: module for name, module in linear.items() if re.fullmatch(targets, name)}
+        except re.error as error:
+            raise TargetError(f"the pattern {targets!r} is no regular expression: {error}") from None
         if not found:
             raise TargetError(
-                f"the pattern {targets!r} matches the whole dotted name of no linear layer. {_existing(linear)}"
+                f"the pattern {targets!r} matches the whole dotted name of no linear layer. For a list of names, "
+                f"write a tuple: ({targets!r},). {_existing(linear)}"
             )
         return found
+    if not targets:
+        raise TargetError(f"targets is empty, so nothing would be changed. {_existing(linear)}")
     for target in targets:
         if not any(_ends_with(name, target) for name in linear):
-            raise TargetError(f"no linear layer is called {target!r}. {_existing(linear)}")
+            hint = " (the head is trained as it is)" if target in head else ""
+            raise TargetError(f"no linear layer is called {target!r}{hint}. {_existing(linear)}")
     return {name: module for name, module in linear.items() if any(_ends_with(name, t) for t in targets)}
 
 
@@ -245,16 +253,31 @@ def merge(model: nn.Module) -> nn.Module:
     """
     if getattr(model, "tuning", None) is None:
         raise MethodError("there is nothing to merge: no method was injected, or it was merged already")
-    replacements = {
-        name: module.merged() for name, module in model.named_modules() if isinstance(module, AdaptedLayer)
-    }
-    for name, module in replacements.items():
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLayer)}
+    _refuse_shared_weights(model, adapted)
+    for name, module in {name: module.merged() for name, module in adapted.items()}.items():
         replace_module(model, name, module)
     model.tuning = None  # type: ignore[assignment]
     return model
+
+
+def _refuse_shared_weights(model: nn.Module, adapted: Mapping[str, AdaptedLayer]) -> None:
+    """A language model's output layer often is its embedding table: to change the one would change the other."""
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    for name, module in adapted.items():
+        if any(uses[id(p)] > 1 for p in module.base.parameters()):
+            raise MethodError(
+                f"{name} shares its weight with another layer (tied embeddings), which a merge would change too. "
+                "Leave it out of the targets, or keep the model unmerged."
+            )
 
 
 def positive_integer(value: Any, name: str) -> None:
     """Raise `MethodError` unless `value` is a whole number of at least 1."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise MethodError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a finite number; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -23,10 +23,12 @@ from transformers.pytorch_utils import Conv1D
 
 from course_utils.methods.base import (
     AdaptedLayer,
+    Matrix,
     MethodConfig,
     MethodError,
     Targets,
     find_targets,
+    is_number,
     positive_integer,
     replace_module,
 )
@@ -54,9 +56,9 @@ class LoRAConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         positive_integer(self.rank, "rank")
-        if not (self.alpha > 0 and math.isfinite(self.alpha)):
+        if not (is_number(self.alpha) and self.alpha > 0):
             raise MethodError(f"alpha must be a number above 0, got {self.alpha!r}: 0 or less turns LoRA off or around")
-        if not 0 <= self.dropout < 1:
+        if not (is_number(self.dropout) and 0 <= self.dropout < 1):
             raise MethodError(f"dropout is a share from 0 to below 1, got {self.dropout!r}")
 
     @property
@@ -66,8 +68,10 @@ class LoRAConfig(MethodConfig):
 
     def apply(self, model: nn.Module) -> None:
         """Wrap each target in a `LoRALinear`."""
-        for name, layer in find_targets(model, self.targets).items():
-            replace_module(model, name, LoRALinear(layer, self))
+        layers = find_targets(model, self.targets, self.head)
+        adapted = {name: LoRALinear(layer, self) for name, layer in layers.items()}
+        for name, layer in adapted.items():
+            replace_module(model, name, layer)
 
 
 class LoRALinear(AdaptedLayer):
@@ -78,14 +82,16 @@ class LoRALinear(AdaptedLayer):
         config: the settings.
     """
 
-    def __init__(self, base: nn.Module, config: LoRAConfig) -> None:
+    base: Matrix
+
+    def __init__(self, base: Matrix, config: LoRAConfig) -> None:
         super().__init__(base)
         inputs, outputs = layer_shape(base)
-        weight = base.weight
-        # Half-precision weights are too coarse to learn in: the new ones are fp32 then, as in peft.
-        dtype = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype  # type: ignore[union-attr]
-        self.lora_A = nn.Linear(inputs, config.rank, bias=False, device=weight.device, dtype=dtype)  # type: ignore[arg-type, union-attr]
-        self.lora_B = nn.Linear(config.rank, outputs, bias=False, device=weight.device, dtype=dtype)  # type: ignore[arg-type, union-attr]
+        device, dtype = base.weight.device, base.weight.dtype
+        if dtype in (torch.float16, torch.bfloat16):
+            dtype = torch.float32  # half precision is too coarse to learn in; peft does the same
+        self.lora_A = nn.Linear(inputs, config.rank, bias=False, device=device, dtype=dtype)
+        self.lora_B = nn.Linear(config.rank, outputs, bias=False, device=device, dtype=dtype)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))  # uniform in ± 1/√in
         nn.init.zeros_(self.lora_B.weight)
         self.dropout = nn.Dropout(config.dropout)
@@ -105,12 +111,12 @@ class LoRALinear(AdaptedLayer):
         """The base layer with ``W + ΔW`` as its weight."""
         weight = self.base.weight
         delta = self.delta().T if isinstance(self.base, Conv1D) else self.delta()
-        weight.data = (weight + delta).to(weight.dtype)  # type: ignore[operator, union-attr]
+        weight.data = (weight + delta).to(weight.dtype)  # adds in the wider of the two types
         return self.base
 
 
-def layer_shape(layer: nn.Module) -> tuple[int, int]:
+def layer_shape(layer: Matrix) -> tuple[int, int]:
     """Inputs and outputs of a linear layer, whichever way round it stores its weight."""
     if isinstance(layer, Conv1D):
         return layer.nx, layer.nf
-    return layer.in_features, layer.out_features  # type: ignore[return-value]
+    return layer.in_features, layer.out_features

@@ -1,0 +1,130 @@
+"""Tiny random models and batches, built without any network: two layers, hidden size 32, a few milliseconds each.
+
+Their weights are drawn larger than a pretrained model's, so that attention is far from uniform and a mistake in any
+layer moves the logits well above rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+VOCABULARY, HIDDEN, LAYERS, PAD = 64, 32, 2, 1
+Batch = dict[str, torch.Tensor]
+
+
+def _encoder(dropout: float) -> dict[str, Any]:
+    return {
+        "vocab_size": VOCABULARY,
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "max_position_embeddings": 40,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        "pad_token_id": PAD,
+    }
+
+
+def _config(family: str, dropout: float, settings: dict[str, Any]) -> PretrainedConfig:
+    configs: dict[str, Callable[[], PretrainedConfig]] = {
+        "bert": lambda: BertConfig(**_encoder(dropout) | settings),
+        "roberta": lambda: RobertaConfig(**_encoder(dropout) | settings),
+        "gpt2": lambda: GPT2Config(
+            **{"vocab_size": VOCABULARY, "n_embd": HIDDEN, "n_layer": LAYERS, "n_head": 4, "n_positions": 40}
+            | {"resid_pdrop": dropout, "embd_pdrop": dropout, "attn_pdrop": dropout}
+            | {"pad_token_id": PAD, "bos_token_id": 2, "eos_token_id": 3}
+            | settings
+        ),
+        "llama": lambda: LlamaConfig(  # grouped queries: k_proj and v_proj are half as wide as q_proj
+            **{"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "num_hidden_layers": LAYERS}
+            | {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+            | {"max_position_embeddings": 40, "attention_dropout": dropout}
+            | {"pad_token_id": PAD, "bos_token_id": 2, "eos_token_id": 3}
+            | settings
+        ),
+    }
+    config = configs[family]()
+    config.initializer_range = 0.1
+    return config
+
+
+_CLASSES: dict[str, tuple[str, type[PreTrainedModel]]] = {
+    "bert": ("bert", BertForSequenceClassification),
+    "roberta": ("roberta", RobertaForSequenceClassification),
+    "gpt2": ("gpt2", GPT2ForSequenceClassification),
+    "llama": ("llama", LlamaForSequenceClassification),
+    "gpt2-lm": ("gpt2", GPT2LMHeadModel),  # its embeddings are tied to its output layer
+    "llama-lm": ("llama", LlamaForCausalLM),
+}
+
+CLASSIFIERS = ("bert", "roberta", "gpt2", "llama")
+LANGUAGE_MODELS = ("gpt2-lm", "llama-lm")
+ALL_MODELS = CLASSIFIERS + LANGUAGE_MODELS
+
+
+def make(kind: str, *, seed: int = 0, dropout: float = 0.0, **settings: Any) -> PreTrainedModel:
+    """A tiny random model in evaluation mode; the same seed gives the same weights.
+
+    Args:
+        kind: one of `ALL_MODELS`.
+        seed: of the weights.
+        dropout: everywhere in the model, so that training mode computes the same as evaluation mode when it is 0.
+        settings: more of the model's own configuration, such as `num_labels=3`.
+    """
+    family, model_class = _CLASSES[kind]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = model_class(_config(family, dropout, settings))
+        for parameter in model.parameters():  # biases and normalisations start at 0 and 1: a mistake there would hide
+            if parameter.ndim == 1:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+def make_batch(kind: str, *, rows: int = 4, length: int = 9, seed: int = 0, left: bool = False) -> Batch:
+    """Random tokens with padding (each row one token shorter than the row before), and labels.
+
+    Args:
+        kind: one of `ALL_MODELS`; a language model's labels are its tokens, with -100 on the padding.
+        rows: texts.
+        length: tokens of the longest text.
+        seed: of the tokens.
+        left: pad on the left, as for generation.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(4, VOCABULARY, (rows, length), generator=generator)
+    mask = torch.ones_like(tokens)
+    for row in range(rows):
+        mask[row, length - row :] = 0
+    if left:
+        mask = mask.flip(1)
+    tokens = tokens.masked_fill(mask == 0, PAD)
+    labels = torch.arange(rows) % 2 if kind in CLASSIFIERS else tokens.masked_fill(mask == 0, -100)
+    return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+
+
+def fill_lora(model: torch.nn.Module, *, seed: int = 1, size: float = 0.1) -> None:
+    """Draw every lora_A and lora_B at random, so that the update is far from zero. In place."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
