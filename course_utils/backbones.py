@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.request import getproxies, proxy_bypass
 
 import torch
 from huggingface_hub import constants as hub
@@ -99,8 +99,9 @@ def _hub_reachable() -> bool:
     if hub.is_offline_mode():
         return False
     address = urlsplit(hub.ENDPOINT)
-    if getproxies():
-        return True  # a proxy must be asked; we cannot tell from here
+    proxy = getproxies().get(address.scheme)
+    if proxy and not proxy_bypass(str(address.hostname)):
+        address = urlsplit(proxy if "//" in proxy else f"//{proxy}")
     try:
         socket.create_connection((address.hostname, address.port or 443), timeout=5).close()
     except OSError:

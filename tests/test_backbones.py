@@ -198,6 +198,15 @@ def test_an_unknown_name_fails_fast_without_a_network(name: str, no_hub: None) -
     assert repr(name) in str(raised.value)
 
 
+def test_a_proxy_that_does_not_answer(no_hub: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setenv("https_proxy", "127.0.0.1:9")
+    started = time.perf_counter()
+    with pytest.raises(BackboneError, match="could not load the backbone 'nobody/nothing'"):
+        load_classifier("nobody/nothing")
+    assert time.perf_counter() - started < 20
+
+
 def test_a_folder_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"holds no config\.json"):
         load_classifier(tmp_path)
