@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import matplotlib as mpl
 from docutils import nodes
 from docutils.parsers.rst import directives
-from docutils.parsers.rst.directives.images import Figure
 from sphinx.application import Sphinx
+from sphinx.directives.patches import Figure  # docutils's own would give the name to the image, not to the figure
 from sphinx.util.docutils import SphinxDirective
 
 
