@@ -116,9 +116,9 @@ check("why.freeze", freeze_body)
 # %%
 WAYS = {
     "from scratch": (FullConfig(), False, 5e-4),
-    "head only": (HeadOnlyConfig(), True, 2e-2),
-    "full fine-tuning": (FullConfig(), True, 1e-4),
-    "LoRA": (LoRAConfig(rank=8, alpha=16), True, 4e-3),
+    "head only": (HeadOnlyConfig(), True, 5e-2),
+    "full fine-tuning": (FullConfig(), True, 2e-4),
+    "LoRA": (LoRAConfig(rank=8, alpha=16), True, 8e-3),
 }
 for title, (config, pretrained, _) in WAYS.items():
     model, tokenizer = load_classifier("minilm", pretrained=pretrained)
@@ -199,7 +199,7 @@ for title, (config, _, _) in WAYS.items():
 # as low; the head only with all 2,191 tweets. **Question:** which way suffers most when there are few tweets?
 
 # %% tags=["nbval-ignore-output"]
-experiment = learn(LoRAConfig(rank=8, alpha=16), pretrained=True, learning_rate=4e-3, texts=384)
+experiment = learn(LoRAConfig(rank=8, alpha=16), pretrained=True, learning_rate=8e-3, texts=384)
 print(f"validation accuracy {experiment.evaluations[-1]['accuracy']:.1%}, floor {floor:.1%}")
 
 # %% [markdown]
