@@ -17,7 +17,7 @@ from pathlib import Path
 
 DISTRIBUTION = "course-utils"
 PYTHON = (3, 11)
-MEMORY_GB = 2.0  # training the default backbone takes about 1 GB; the system wants the rest
+MEMORY_GB = 2.0  # full fine-tuning of the default backbone peaks at 1.5 GB
 MEMORY_COMFORT_GB = 4.0
 DISK_GB = 1.0
 #: Between them they import every package that a lab needs.
