@@ -42,6 +42,9 @@ class Picture:
     figure: Figure
     alt: str
 
+    def __repr__(self) -> str:
+        return f"Picture: {self.alt}"
+
     def _repr_html_(self) -> str:
         buffer = BytesIO()
         self.figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})

@@ -250,6 +250,9 @@ print(f"validation accuracy {experiment.evaluations[-1]['accuracy']:.1%}, floor 
 # three lines at the end.
 
 # %%
+import warnings
+
+warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' notes to the authors of peft
 from peft import LoraConfig, PeftModel, get_peft_model
 
 model, _ = load_classifier("minilm")

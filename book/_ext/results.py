@@ -142,15 +142,18 @@ class ResultTable(SphinxDirective):
         table = nodes.table("", nodes.title("", "", *messages[0], *messages[1]), classes=["result-table"])
         group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in columns), cols=len(columns))
         table += group
-        headings = (_cell(column[1], scoped_header, scope="col", number=len(column) == 3) for column in columns)
+        numbers = [False, *(len(column) == 3 for column in columns[1:])]  # the first column names the row
+        headings = (
+            _cell(column[1], scoped_header, number, scope="col")
+            for column, number in zip(columns, numbers, strict=True)
+        )
         group += nodes.thead("", nodes.row("", *headings))
         body = nodes.tbody()
         group += body
         for row in rows:
             cells = [shown(follow(row, key, f"a row of {path} in {name}"), *form) for key, _, *form in columns]
             first = _cell(cells[0], scoped_header, scope="row")
-            numbers = (len(column) == 3 for column in columns[1:])
-            rest = (_cell(cell, nodes.entry, number) for cell, number in zip(cells[1:], numbers, strict=True))
+            rest = (_cell(cell, nodes.entry, number) for cell, number in zip(cells[1:], numbers[1:], strict=True))
             body += nodes.row("", first, *rest)
         self.set_source_info(table)
         self.add_name(table)

@@ -220,8 +220,9 @@ class ParameterCount:
         return self.trainable / self.total
 
     def __str__(self) -> str:
+        percent = f"{self.share:.2%}" if self.share >= 1e-4 else f"{100 * self.share:.2g}%"
         return (
-            f"{self.trainable:,} of {self.total:,} parameters are trained ({self.share:.2%}): "
+            f"{self.trainable:,} of {self.total:,} parameters are trained ({percent}): "
             f"{self.trainable - self.head:,} by the method, {self.head:,} in the head"
         )
 
