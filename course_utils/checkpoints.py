@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -80,6 +81,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         header = {"format": _OWN_FORMAT, "method": config.name, "settings": asdict(config)}
         (header_name, weights_name), other_names = _OWN_NAMES, _PEFT_NAMES
     path = Path(folder)
+    existed = path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         # All is written inside a temporary folder first: a full disk leaves nothing half-written behind.
@@ -91,6 +93,9 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         for name in other_names:  # an older checkpoint in the other format would be read instead of this one
             (path / name).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
+        if not existed:
+            with suppress(OSError):
+                path.rmdir()
         raise CheckpointError(f"could not write the checkpoint to {path}: {error}") from error
     return path
 
@@ -190,7 +195,9 @@ def _own_config(header: dict[str, Any]) -> MethodConfig:
         raise CheckpointError(
             f"{_OWN_HEADER} has the format {header.get('format')!r}; this version reads {_OWN_FORMAT}"
         )
-    if method is None or not isinstance(settings, dict):
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{_OWN_HEADER} should hold the method's settings by name, got {settings!r}")
+    if method is None:
         raise CheckpointError(f"unknown method {header.get('method')!r}; expected one of {', '.join(_OWN_METHODS)}")
     unknown = set(settings) - {f.name for f in fields(method)}
     if unknown:

@@ -126,6 +126,8 @@ def find_head(model: nn.Module, names: tuple[str, ...] | None = None) -> tuple[s
     """Names of the head's modules: those asked for, or the classification head if there is one."""
     if names is None:
         return tuple(name for name in HEAD_NAMES if isinstance(getattr(model, name, None), nn.Module))
+    if not isinstance(names, (tuple, list)):
+        raise TargetError(f"head must be a tuple of names, such as ('classifier',), got {names!r}")
     for name in names:
         try:
             model.get_submodule(name)
@@ -176,6 +178,8 @@ def find_targets(model: nn.Module, targets: Targets | None, head: tuple[str, ...
                 f"write a tuple: ({targets!r},). {_existing(linear)}"
             )
         return found
+    if not isinstance(targets, (tuple, list)):
+        raise TargetError(f"targets must be a tuple of names, a pattern, 'all-linear' or None, got {targets!r}")
     if not targets:
         raise TargetError(f"targets is empty, so nothing would be changed. {_existing(linear)}")
     for target in targets:

@@ -1,0 +1,458 @@
+"""Checkpoints go both ways between the course and peft; whatever does not fit is refused and changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import ALL_MODELS, CLASSIFIERS, fill_lora, make, make_batch
+from peft import IA3Config, LoraConfig, PeftModel, TaskType, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from course_utils.checkpoints import CheckpointError, load, save
+from course_utils.methods import (
+    BitFitConfig,
+    FullConfig,
+    HeadOnlyConfig,
+    LastLayersConfig,
+    LoRAConfig,
+    MethodConfig,
+    count_parameters,
+    inject,
+    merge,
+    trainable_parameters,
+)
+
+VARIANTS = [
+    LoRAConfig(rank=3, alpha=7),
+    LoRAConfig(rank=4, alpha=2.5, dropout=0.1, targets="all-linear", rank_stabilized=True),
+]
+
+
+def trained(kind: str, config: MethodConfig, **settings: Any) -> Any:
+    """A model whose trainable weights are far from where they began."""
+    model = inject(make(kind, **settings), config)
+    generator = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in trainable_parameters(model).values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def logits(model: Any, kind: str) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**make_batch(kind)).logits
+
+
+def refused(kind: str, folder: Path, message: str, model: Any = None) -> None:
+    """`load` raises with this message and the model stays as it was."""
+    model = make(kind) if model is None else model
+    before = copy.deepcopy(model.state_dict())
+    trainable = {name: p.requires_grad for name, p in model.named_parameters()}
+    tuning = getattr(model, "tuning", None)
+    with pytest.raises(CheckpointError, match=message):
+        load(model, folder)
+    assert list(before) == list(model.state_dict())
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == trainable
+    assert getattr(model, "tuning", None) == tuning
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A sound LoRA checkpoint of the tiny BERT."""
+    return save(trained("bert", LoRAConfig()), tmp_path / "checkpoint")
+
+
+def edit_header(folder: Path, **changes: Any) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+
+
+# --- both ways ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=["LoRA", "rsLoRA"])
+@pytest.mark.parametrize("kind", ALL_MODELS)
+def test_ours_loads_in_peft_and_in_ours(kind: str, config: LoRAConfig, tmp_path: Path) -> None:
+    model = trained(kind, config)
+    save(model, tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["adapter_config.json", "adapter_model.safetensors"]
+    expected = logits(model, kind)
+    assert not torch.allclose(expected, logits(make(kind), kind), rtol=1e-2)
+    assert torch.equal(logits(PeftModel.from_pretrained(make(kind), tmp_path), kind), expected)
+    again = load(make(kind), tmp_path)
+    assert torch.equal(logits(again, kind), expected)
+    assert set(trainable_parameters(again)) == set(trainable_parameters(model))
+    assert isinstance(again.tuning, LoRAConfig)
+    assert (again.tuning.scaling, again.tuning.dropout) == (config.scaling, config.dropout)
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("kind", ALL_MODELS)
+def test_peft_s_loads_in_ours(kind: str, rslora: bool, tmp_path: Path) -> None:
+    task = TaskType.SEQ_CLS if kind in CLASSIFIERS else TaskType.CAUSAL_LM
+    settings = LoraConfig(r=3, lora_alpha=7, use_rslora=rslora, task_type=task, fan_in_fan_out="gpt2" in kind)
+    theirs = get_peft_model(make(kind), settings)
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+    theirs.save_pretrained(str(tmp_path))
+    ours = load(make(kind), tmp_path)
+    assert torch.equal(logits(ours, kind), logits(theirs, kind))
+    head = {"bert": 66, "roberta": 32 * 32 + 32 + 66, "gpt2": 64, "llama": 64}.get(kind, 0)
+    assert count_parameters(ours).head == head
+    assert torch.allclose(logits(merge(ours), kind), logits(theirs, kind), atol=1e-5)
+
+
+def test_peft_s_loads_with_a_regex_and_other_trained_modules(tmp_path: Path) -> None:
+    settings = LoraConfig(
+        target_modules=r".*layer\.1.*\.(query|dense)", modules_to_save=["pooler"], task_type=TaskType.SEQ_CLS
+    )
+    theirs = get_peft_model(make("bert"), settings)
+    fill_lora(theirs)
+    theirs.save_pretrained(str(tmp_path))
+    ours = load(make("bert"), tmp_path)
+    assert torch.equal(logits(ours, "bert"), logits(theirs, "bert"))
+    assert {"bert.pooler.dense.weight", "classifier.weight"} < set(trainable_parameters(ours))
+    save(ours, tmp_path / "ours")
+    assert torch.equal(logits(PeftModel.from_pretrained(make("bert"), tmp_path / "ours"), "bert"), logits(ours, "bert"))
+
+
+def test_peft_s_without_a_task_leaves_the_head_frozen(tmp_path: Path) -> None:
+    theirs = get_peft_model(make("roberta"), LoraConfig(target_modules=["dense"]))  # adapts classifier.dense too
+    fill_lora(theirs)
+    theirs.save_pretrained(str(tmp_path))
+    ours = load(make("roberta"), tmp_path)
+    assert torch.equal(logits(ours, "roberta"), logits(theirs, "roberta"))
+    assert all("lora_" in name for name in trainable_parameters(ours))
+
+
+def test_a_short_header_written_by_hand_is_enough(folder: Path) -> None:
+    header = json.loads((folder / "adapter_config.json").read_text())
+    needed = ("peft_type", "r", "lora_alpha", "target_modules", "modules_to_save")
+    (folder / "adapter_config.json").write_text(json.dumps({key: header[key] for key in needed}))
+    assert torch.equal(logits(load(make("bert"), folder), "bert"), logits(trained("bert", LoRAConfig()), "bert"))
+
+
+SELECTIVE: list[MethodConfig] = [FullConfig(), HeadOnlyConfig(), LastLayersConfig(layers=2), BitFitConfig()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        *((kind, config) for kind in CLASSIFIERS for config in SELECTIVE if (kind, config.name) != ("llama", "BitFit")),
+        ("bert", HeadOnlyConfig(head=("bert.pooler",))),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_selective_round_trips(kind: str, config: MethodConfig, tmp_path: Path) -> None:
+    model = trained(kind, config)
+    save(model, tmp_path)
+    again = load(make(kind), tmp_path)
+    assert torch.equal(logits(again, kind), logits(model, kind))
+    assert again.tuning == config
+    assert not torch.equal(logits(again, kind), logits(make(kind), kind))
+
+
+@pytest.mark.parametrize("config", [FullConfig(), LoRAConfig()], ids=lambda config: config.name)
+def test_tied_embeddings_stay_tied_and_are_saved_once(config: MethodConfig, tmp_path: Path) -> None:
+    model = trained("gpt2-lm", config)
+    save(model, tmp_path)
+    again = load(make("gpt2-lm"), tmp_path)
+    assert again.lm_head.weight is again.transformer.wte.weight  # type: ignore[union-attr]
+    assert torch.equal(logits(again, "gpt2-lm"), logits(model, "gpt2-lm"))
+
+
+def test_any_module_can_be_loaded_into(tmp_path: Path) -> None:
+    """The check for a fit copies the model without memory; it needs no configuration of transformers."""
+    plain = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    model = inject(copy.deepcopy(plain), FullConfig())
+    nn.init.normal_(model[0].weight)  # type: ignore[index]
+    save(model, tmp_path)
+    again = load(plain, tmp_path)
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+    assert {p.device.type for p in again.parameters()} == {"cpu"}
+
+
+def test_loading_takes_no_second_copy_of_the_model(tmp_path: Path) -> None:
+    """Peak memory of loading a LoRA checkpoint of 0.1 MB into a model of 215 MB, in a process of its own."""
+    script = f"""
+import resource, torch
+from transformers import BertConfig, BertForSequenceClassification
+from course_utils.checkpoints import load, save
+from course_utils.methods import LoRAConfig, inject
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def build():
+    config = BertConfig(vocab_size=70_000, hidden_size=768, num_hidden_layers=1)
+    with torch.device("meta"):
+        return BertForSequenceClassification(config).to_empty(device="cpu").requires_grad_(False)
+def fill(model):
+    for p in model.parameters(): p.data.fill_(0.01)
+    return model
+model = inject(fill(build()), LoRAConfig()); save(model, {str(tmp_path)!r}); del model
+model = fill(build()); before = peak()
+load(model, {str(tmp_path)!r})
+print(sum(p.numel() for p in model.parameters()) * 4 / 2**20, peak() - before)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    size, extra = map(float, result.stdout.split())
+    assert size > 200
+    assert extra < 0.2 * size
+
+
+# --- what does not fit ----------------------------------------------------------------------------------------------
+
+PREFIX = "base_model.model."
+KEY = PREFIX + "bert.encoder.layer.0.attention.self.query.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(KEY), r"missing bert\.encoder\.layer\.0\.attention\.self\.query\.lora_A\.weight; Load"),
+        (lambda t: t.pop(PREFIX + "classifier.bias"), r"missing classifier\.bias"),
+        (lambda t: t.update({PREFIX + "extra.lora_A.weight": t[KEY].clone()}), r"unexpected extra\.lora_A\.weight"),
+        (
+            lambda t: t.update({"model.query": t.pop(KEY)}),
+            r"unexpected key 'model.query': keys of a LoRA checkpoint begin",
+        ),
+        (
+            lambda t: t.update({KEY.replace("query", "key"): t.pop(KEY)}),
+            r"missing .*query.lora_A.weight; unexpected .*key.lora_A.weight; Load it into the backbone",
+        ),
+        (lambda t: t.update({KEY: t[KEY][:4].clone()}), r"has the shape \(4, 32\) in the checkpoint and \(8, 32\)"),
+        (lambda t: t.clear(), r"missing .* and 7 more"),
+    ],
+)
+def test_a_wrong_set_of_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any], message: str) -> None:
+    edit_tensors(folder, change)
+    refused("bert", folder, message)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        ("bert", {"num_labels": 3}, r"classifier.weight has the shape \(2, 32\) in the checkpoint and \(3, 32\)"),
+        ("bert", {"hidden_size": 48}, r"\(8, 32\) in the checkpoint and \(8, 48\) in the model: another backbone"),
+        ("bert", {"num_hidden_layers": 3}, r"no linear layer|missing"),
+        ("bert", {"num_hidden_layers": 1}, "no linear layer is called 'bert.encoder.layer.1.attention.self.query'"),
+        ("roberta", {}, "no linear layer is called 'bert.encoder"),
+        ("llama", {}, "no linear layer is called 'bert.encoder"),
+    ],
+)
+def test_another_model(folder: Path, kind: str, settings: dict[str, Any], message: str) -> None:
+    if settings == {"num_hidden_layers": 3}:  # our header names each layer, so a deeper model would take it: by pattern
+        edit_header(folder, target_modules=["query", "value"])
+    refused(kind, folder, message, make(kind, **settings))
+
+
+def test_another_rank_in_the_header(folder: Path) -> None:
+    edit_header(folder, r=4)
+    refused("bert", folder, r"has the shape \(8, 32\) in the checkpoint and \(4, 32\) in the model: .*rank")
+
+
+def test_a_model_that_carries_a_method_already(folder: Path) -> None:
+    refused("bert", folder, "already carries head only", inject(make("bert"), HeadOnlyConfig()))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"use_dora": True},
+        {"bias": "all"},
+        {"bias": "lora_only"},
+        {"rank_pattern": {"query": 4}},
+        {"alpha_pattern": {"query": 4}},
+        {"layers_to_transform": 0},
+        {"layers_to_transform": [1]},
+        {"layers_pattern": "layer"},
+        {"exclude_modules": ["value"]},
+        {"target_parameters": ["x"]},
+        {"trainable_token_indices": [3]},
+        {"lora_bias": True},
+        {"use_qalora": True},
+        {"layer_replication": [[0, 1]]},
+        {"alora_invocation_tokens": [5]},
+        {"megatron_config": {"x": 1}},
+        {"arrow_config": {"top_k": 3}},
+        {"use_bdlora": {"nblocks": 2}},
+        {"velora_config": {"rank": 1}},
+        {"monteclora_config": {"x": 1}},
+        {"kasa_config": {"x": 1}},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "pissa_niter_16"},
+        {"init_lora_weights": "olora"},
+        {"init_lora_weights": "loftq"},
+        {"init_lora_weights": "corda"},
+        {"init_lora_weights": "lora_ga"},
+        {"a_setting_of_the_future": 1},
+    ],
+    ids=str,
+)
+def test_an_unsupported_variant_is_refused_by_name(folder: Path, changes: dict[str, Any]) -> None:
+    edit_header(folder, **changes)
+    refused("bert", folder, f"{next(iter(changes))}=")
+
+
+def test_every_setting_of_peft_s_is_known_or_off_by_default(folder: Path, tmp_path: Path) -> None:
+    """peft's own full header, with each default it writes, loads; so does one with what it calls harmless."""
+    theirs = get_peft_model(make("bert"), LoraConfig(task_type=TaskType.SEQ_CLS, init_lora_weights="gaussian"))
+    theirs.save_pretrained(str(tmp_path / "peft"))
+    header = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert len(header) > 35
+    edit_header(folder, **header | {"r": 8, "lora_alpha": 16, "eva_config": None, "revision": "main"})
+    assert torch.equal(logits(load(make("bert"), folder), "bert"), logits(trained("bert", LoRAConfig()), "bert"))
+
+
+def test_dora_and_ia3_as_peft_writes_them(tmp_path: Path) -> None:
+    dora = get_peft_model(make("bert"), LoraConfig(use_dora=True, task_type=TaskType.SEQ_CLS))
+    dora.save_pretrained(str(tmp_path / "dora"))
+    refused("bert", tmp_path / "dora", "use_dora=True, which the course's LoRA does not implement")
+    ia3 = get_peft_model(make("bert"), IA3Config(task_type=TaskType.SEQ_CLS))
+    ia3.save_pretrained(str(tmp_path / "ia3"))
+    refused("bert", tmp_path / "ia3", "peft_type is 'IA3'; the course reads LORA so far")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"r": 0}, "rank must be a whole number of at least 1, got 0"),
+        ({"r": None}, "rank must be a whole number"),
+        ({"lora_alpha": "x"}, "alpha must be a number above 0, got 'x'"),
+        ({"lora_alpha": -2}, "alpha must be a number above 0"),
+        ({"target_modules": 3}, "has one of a wrong type"),
+        ({"target_modules": ["nothing"]}, "no linear layer is called 'nothing'"),
+        ({"target_modules": []}, "targets is empty"),
+        ({"target_modules": "("}, "is no regular expression"),
+        ({"modules_to_save": 5}, "has one of a wrong type"),
+    ],
+    ids=str,
+)
+def test_a_header_that_makes_no_sense(folder: Path, changes: dict[str, Any], message: str) -> None:
+    edit_header(folder, **changes)
+    refused("bert", folder, message)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("adapter_config.json", b"{", "adapter_config.json cannot be read"),
+        ("adapter_config.json", b"[]", "should hold a JSON object, it holds a list"),
+        ("adapter_config.json", b"{}", "peft_type is None"),
+        ("adapter_config.json", b'{"peft_type": "LORA"}', "lacks a setting"),
+        ("adapter_config.json", b"\xff\xfe\x00", "cannot be read"),
+        ("adapter_model.safetensors", b"", "missing or damaged"),
+        ("adapter_model.safetensors", b"\x80\x04pickle", "missing or damaged"),
+    ],
+)
+def test_damaged_files(folder: Path, name: str, content: bytes, message: str) -> None:
+    (folder / name).write_bytes(content)
+    refused("bert", folder, message)
+
+
+def test_a_truncated_weights_file(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    refused("bert", folder, "missing or damaged")
+    file.unlink()
+    refused("bert", folder, "missing or damaged")
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    refused("bert", tmp_path / "nowhere", "holds neither adapter_config.json nor tuning_config.json")
+    refused("bert", tmp_path, "holds neither")
+    (tmp_path / "file").write_text("x")
+    refused("bert", tmp_path / "file", "holds neither")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "magic"}, "unknown method 'magic'; expected one of full fine-tuning, head only"),
+        ({"method": None}, "unknown method None"),
+        ({"format": 2}, "has the format 2; this version reads 1"),
+        ({"settings": {"layers": 9}}, "layers is 9, but the model has only 2 blocks"),
+        ({"settings": {"layers": "1"}}, "layers must be a whole number"),
+        ({"settings": {"depth": 1}}, "unknown settings for last layers: depth"),
+        ({"settings": {"layers": 2}}, "missing .*layer.0"),
+        ({"settings": {"head": 3}}, "head must be a tuple of names"),
+        ({"settings": None}, "should hold the method's settings by name, got None"),
+    ],
+    ids=str,
+)
+def test_our_own_header_is_checked_too(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    save(trained("bert", LastLayersConfig()), tmp_path)
+    file = tmp_path / "tuning_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    refused("bert", tmp_path, message)
+
+
+# --- writing --------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_to_save(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no method is in the model"):
+        save(make("bert"), tmp_path / "x")
+    with pytest.raises(CheckpointError, match="no method is in the model"):
+        save(merge(inject(make("bert"), LoRAConfig())), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_later_checkpoint_of_another_kind_replaces_the_first(folder: Path) -> None:
+    model = trained("bert", BitFitConfig())
+    save(model, folder)
+    assert sorted(os.listdir(folder)) == ["tuning_config.json", "tuning_model.safetensors"]
+    assert torch.equal(logits(load(make("bert"), folder), "bert"), logits(model, "bert"))
+
+
+def test_the_folder_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CheckpointError, match="could not write the checkpoint to"):
+        save(trained("bert", LoRAConfig()), tmp_path / "file")
+
+
+def test_no_room_leaves_nothing_half_written(tmp_path: Path) -> None:
+    """A process that may write no file above 8 kB: the tensors do not fit."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    save(trained("bert", HeadOnlyConfig()), old)
+    before = {file.name: file.read_bytes() for file in old.iterdir()}
+    script = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from models import make
+from course_utils.checkpoints import CheckpointError, save
+from course_utils.methods import FullConfig, inject
+model = inject(make("bert"), FullConfig())
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+for folder in {[str(old), str(new)]!r}:
+    try:
+        save(model, folder)
+    except CheckpointError as error:
+        print("refused:", error)
+"""
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("refused: could not write the checkpoint to") == 2
+    assert {file.name: file.read_bytes() for file in old.iterdir()} == before
+    assert not new.exists()
+    load(make("bert"), old)
