@@ -19,7 +19,7 @@ build_book = $(BIN)/jupyter-book build . --path-output book -W -n --keep-going $
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test lab notebooks study bench doctor picture clean
+.PHONY: help book test lab notebooks study bench doctor pictures clean
 
 help:
 	@echo "make book       build the book and say which file to open"
@@ -87,8 +87,9 @@ bench: assets
 doctor: $(VENV)/installed
 	@$(BIN)/python -m course_utils doctor
 
-picture: $(VENV)/installed-test book
-	@$(BIN)/python tests/browser.py picture book/_static/readme-book.png
+# The README's pictures, from the built book and the results.
+pictures: $(VENV)/installed-test book
+	@$(BIN)/python tests/browser.py
 
 clean:
 	rm -rf $(VENV) book/_build build *.egg-info .mypy_cache .ruff_cache .pytest_cache

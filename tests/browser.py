@@ -1,13 +1,12 @@
 """A real browser for the tests of the book, and a web server that shows the built book to it.
 
-`python tests/browser.py picture FILE` makes the picture of the book that stands in the README.
+`python tests/browser.py` makes the two pictures of the README from the built book (`make pictures`).
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,17 +71,19 @@ def serve(folder: Path) -> Iterator[str]:
         thread.join()
 
 
-def take_picture(file: Path, page_name: str = "book/09_lora.html") -> None:
-    """Photograph the first screen of a page of the built book."""
+def take_pictures(folder: Path, page_name: str = "book/09_lora.html") -> None:
+    """Photograph the first screen of a page of the built book, and draw the main result."""
     with open_browser() as browser:
         page = browser.new_page(viewport={"width": 1280, "height": 800}, color_scheme="light")
         page.goto((HTML / page_name).as_uri(), wait_until="load")
-        page.wait_for_function("() => !document.querySelector('.math') || document.querySelector('mjx-container')")
-        page.screenshot(path=str(file))
+        page.evaluate("() => MathJax.startup.promise")
+        page.screenshot(path=str(folder / "readme-book.png"))
+
+    from course_utils.plots import accuracy_against_parameters  # torch is slow to import, and only this needs it
+
+    figure = accuracy_against_parameters().figure
+    figure.savefig(folder / "readme-result.png", dpi=150, metadata={"Software": None})
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] != ["picture"] or len(sys.argv) != 3:
-        sys.exit(__doc__)
-    take_picture(Path(sys.argv[2]))
-    print(f"wrote {sys.argv[2]}")
+    take_pictures(Path(__file__).parents[1] / "book" / "_static")

@@ -1,0 +1,168 @@
+"""What stands around the code says the same thing everywhere: requirements, versions, links, the public address."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+REQUIREMENTS = [*PROJECT["dependencies"], *EXTRAS["lab"], *EXTRAS["book"], *EXTRAS["test"]]
+ADDRESS = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]["url"]
+
+
+def pins() -> dict[str, str]:
+    """Package → version, from constraints.txt."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    split = [line.split("==") for line in lines if not line.startswith("#")]
+    return {canonicalize_name(name): version for name, version in split}
+
+
+def tracked() -> list[Path]:
+    """The files that git knows, or would take."""
+    command = ["git", "-c", f"safe.directory={ROOT}", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("this is no git checkout")
+    return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).is_file()]
+
+
+def test_conda_asks_for_the_same_as_pip() -> None:
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    *conda, pip = environment["dependencies"]
+    assert conda == [f"python{PROJECT['requires-python']}", "pip"]
+    assert pip == {"pip": [*REQUIREMENTS, "--editable ."]}
+
+
+@pytest.mark.parametrize("line", REQUIREMENTS)
+def test_each_requirement_is_pinned_and_its_floor_is_met(line: str) -> None:
+    requirement = Requirement(line)
+    version = pins().get(canonicalize_name(requirement.name))
+    assert version, f"constraints.txt has no line for {requirement.name}"
+    assert requirement.specifier.contains(version)
+
+
+def test_constraints_fit_every_platform() -> None:
+    assert "course-utils" not in pins() and "pip" not in pins()
+    assert not [version for version in pins().values() if not re.fullmatch(r"[0-9.]+(post\d+)?", version)]
+
+
+def test_requirements_are_floors_not_pins() -> None:
+    assert not [line for line in REQUIREMENTS if "==" in line], "an exact version breaks Colab"
+
+
+def test_the_address_stands_in_one_place() -> None:
+    path = urlparse(ADDRESS).path.strip("/")
+    sources = [file for file in tracked() if file.suffix in (".md", ".py", ".toml", ".yml", ".cff", ".ipynb")]
+    holders = {file.relative_to(ROOT).as_posix() for file in sources if path in file.read_text(encoding="utf-8")}
+    # The README and the notebooks are read where nothing can build their links; the tests below compare those.
+    built = {"README.md"} | {name for name in holders if name.endswith(".ipynb")}
+    assert holders - built == {"_config.yml"}
+
+
+def test_colab_links_are_built_from_the_address() -> None:
+    start = f"https://colab.research.google.com/github/{urlparse(ADDRESS).path.strip('/')}/blob/main/"
+    notebooks = [file for file in tracked() if file.suffix == ".ipynb"]
+    texts = {"README.md": (ROOT / "README.md").read_text(encoding="utf-8")}
+    for file in notebooks:
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        texts[file.relative_to(ROOT).as_posix()] = "\n".join("".join(cell["source"]) for cell in cells)
+    for name, text in texts.items():
+        for link in re.findall(r"https://colab\.research\.google\.com/[^\s)\]\"'>]*", text):
+            assert link.startswith(start), f"{name}: {link} should start with {start}"
+            assert (ROOT / link.removeprefix(start)).is_file(), f"{name}: {link} leads to no file"
+    assert texts["README.md"].count(start) >= 1
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "LICENSE-text.md"])
+def test_relative_links_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)\s]+)\)", text) if not urlparse(link).scheme]
+    assert not [link for link in links if not (ROOT / link.split("#")[0]).exists()]
+    assert all(alt.strip() for alt in re.findall(r"!\[([^\]]*)\]", text)), "a picture has no alternative text"
+
+
+def test_the_readme_names_the_versions_and_targets_that_exist() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r'"torch==([^"]+)"', text) == [pins()["torch"]]
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z]+)`", text + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
+    assert named <= targets
+
+
+def test_citation_and_project_agree() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == PROJECT["version"]
+    assert citation["title"] == yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["title"]
+    assert {"cff-version", "message", "authors"} <= set(citation)
+
+
+def test_no_notebook_and_no_result_holds_a_path_of_one_machine() -> None:
+    """Warnings and tracebacks in stored outputs like to name files of the author's computer."""
+    texts = {file: file.read_text(encoding="utf-8") for file in tracked() if file.suffix in (".ipynb", ".json")}
+    own = re.compile(r"""(?:(?<![\w.~+/])/(?:home|root|tmp|Users)/\w|/site-packages/)[^"\s]*""")
+    assert not {file.name: match[0] for file, text in texts.items() if (match := own.search(text))}
+
+
+# --- make, for real --------------------------------------------------------------------------------------------------
+
+
+def make(folder: Path, *arguments: str, path: str | None = None) -> subprocess.CompletedProcess[str]:
+    """Run make on a copy of the Makefile in an otherwise nearly empty folder."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy2(ROOT / name, folder)  # with its time, for the stamp's sake
+    environment = {**os.environ, **({"PATH": path} if path else {})}
+    command = [shutil.which("make") or "make", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+
+
+@needs_make
+def test_make_says_that_python_is_missing(tmp_path: Path) -> None:
+    done = make(tmp_path, "book", "PYTHON=python-that-is-missing")
+    assert done.returncode != 0
+    assert "python-that-is-missing was not found. Install Python 3.11 or newer" in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+@needs_make
+def test_make_says_that_python_is_too_old(tmp_path: Path) -> None:
+    old = tmp_path / "python3.9"
+    old.write_text('#!/bin/sh\ncase "$1" in --version) echo Python 3.9.1;; *) exit 1;; esac\n')
+    old.chmod(0o755)
+    done = make(tmp_path, "test", f"PYTHON={old}")
+    assert done.returncode != 0
+    assert "is older than 3.11: Python 3.9.1" in done.stderr
+
+
+@needs_make
+def test_a_failed_book_fails_again(tmp_path: Path) -> None:
+    """Sphinx remembers pages as done although they had warnings; our second build must not believe it."""
+    (tmp_path / "book").mkdir()
+    (tmp_path / "book" / "index.md").write_text("# Page\n\n{doc}`missing`\n")
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/index\n")
+    (tmp_path / "_config.yml").write_text("title: A book\nonly_build_toc_files: true\nexclude_patterns: ['.*']\n")
+    scripts = tmp_path / ".venv" / "bin"
+    scripts.mkdir(parents=True)
+    (scripts / "jupyter-book").symlink_to(Path(sys.executable).with_name("jupyter-book"))
+    (scripts / "python").symlink_to(shutil.which("true") or "/bin/true")  # fetching is not the question here
+    (tmp_path / ".venv" / "installed").touch()
+    first, second = make(tmp_path, "book"), make(tmp_path, "book")
+    assert "unknown document" in first.stderr
+    assert first.returncode != 0 and second.returncode != 0
+    assert "unknown document" in second.stderr
