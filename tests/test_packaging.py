@@ -113,7 +113,7 @@ def test_citation_and_project_agree() -> None:
 def test_no_notebook_and_no_result_holds_a_path_of_one_machine() -> None:
     """Warnings and tracebacks in stored outputs like to name files of the author's computer."""
     texts = {file: file.read_text(encoding="utf-8") for file in tracked() if file.suffix in (".ipynb", ".json")}
-    own = re.compile(r"""(?:(?<![\w.~+/])/(?:home|root|tmp|Users)/\w|/site-packages/)[^"\s]*""")
+    own = re.compile(r"(?<![\w.~])/(?:home|root|tmp|Users)/\w[^\"\s]*|/site-packages/[^\"\s]*")
     assert not {file.name: match[0] for file, text in texts.items() if (match := own.search(text))}
 
 
