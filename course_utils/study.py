@@ -59,9 +59,9 @@ class Entry:
 #: A new method is one more line here.
 ENTRIES: dict[str, Entry] = {
     "lora": Entry("LoRA, query and value", LoRAConfig(rank=8, alpha=16), (5e-4, 2e-3, 5e-3)),
-    "full": Entry("full fine-tuning", FullConfig(), (5e-5, 1e-4, 2e-4)),
-    "head_only": Entry("head only", HeadOnlyConfig(), (2e-2, 5e-2, 1e-1)),
-    "scratch": Entry("from scratch", FullConfig(), (1e-4, 5e-4), pretrained=False),
+    "full": Entry("full fine-tuning", FullConfig(), (5e-5, 1e-4)),
+    "head_only": Entry("head only", HeadOnlyConfig(), (2e-2, 5e-2)),
+    "scratch": Entry("from scratch", FullConfig(), (1e-4,), pretrained=False),
     "bitfit": Entry("BitFit", BitFitConfig(), (1e-3, 5e-3, 2e-2)),
 }
 

@@ -195,9 +195,9 @@ for title, (config, _, _) in WAYS.items():
 #
 # ## Your experiment
 #
-# Change a number, run the cell again, and look. Ideas: 1,536 tweets instead of 384; a learning rate ten times as high or
-# as low; the head only with all 2,191 tweets. **Question:** how many tweets, and so how many steps, does LoRA need to
-# leave the floor? As the cell stands, with half the tweets, it does not.
+# Change a number, run the cell again, and look. Ideas: 1,536 tweets instead of 384; a learning rate ten times as high
+# or as low; the head only with all 2,191 tweets. **Question:** how many tweets, and so how many steps, does LoRA need
+# to leave the floor? As the cell stands, with half the tweets, it does not.
 
 # %% tags=["nbval-ignore-output"]
 experiment = learn(LoRAConfig(rank=8, alpha=16), pretrained=True, learning_rate=8e-3, texts=384)
