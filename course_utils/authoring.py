@@ -74,6 +74,7 @@ def _make(source: Path) -> None:
     """Execute a lab and its solution, note the seconds, and store both."""
     seconds = _stored_seconds()
     executed = {}
+    notebook_path(source, "lab").parent.mkdir(exist_ok=True)
     for kind in ("lab", "solution"):
         print(f"running the {kind} of {source.stem} ...", file=sys.stderr, flush=True)
         started = time.perf_counter()
