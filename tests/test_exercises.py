@@ -41,13 +41,13 @@ def _freeze_by_eval(model: nn.Module) -> None:
 
 def _freeze_by_zero(model: nn.Module) -> None:
     with torch.no_grad():
-        for parameter in model.bert.parameters():  # type: ignore[operator, union-attr]
+        for parameter in model.bert.parameters():  # type: ignore[union-attr]
             parameter.zero_()
 
 
 def _freeze_by_module(model: nn.Module) -> nn.Module:
     model.requires_grad_(False)
-    model.classifier.requires_grad_(True)  # type: ignore[operator, union-attr]
+    model.classifier.requires_grad_(True)
     return model
 
 
@@ -151,7 +151,7 @@ RIGHT: dict[str, list[Function]] = {
 
 def _answers_of_solutions() -> dict[str, Any]:
     """Run the exercise cells of each solution and map each exercise to the answer that its check is given."""
-    answers = {}
+    answers: dict[str, Any] = {}
     for source in sorted((authoring.ROOT / "solutions").glob("[0-9][0-9]_*.py")):
         answers |= _answers(source, "solution")
     return answers
@@ -159,7 +159,7 @@ def _answers_of_solutions() -> dict[str, Any]:
 
 def _answers(source: Path, kind: str) -> dict[str, Any]:
     space: dict[str, Any] = {}
-    answers = {}
+    answers: dict[str, Any] = {}
     for cell in authoring.build(source, kind).cells:
         tags = cell.metadata.get("tags", [])
         if "exercise" in tags:
