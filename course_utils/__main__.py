@@ -1,4 +1,4 @@
-"""The course's command line: `python -m course_utils doctor | fetch | notebooks | study | bench`."""
+"""The course's command line: `python -m course_utils doctor | fetch | notebooks | new | study | bench`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def main(arguments: list[str] | None = None) -> int:
     fetching.add_argument("names", nargs="*", metavar="NAME", help="which ones; default: all")
     # These read their own options, --help too.
     commands.add_parser("notebooks", help="write and run the labs and solutions", add_help=False)
+    commands.add_parser("new", help="start a chapter", add_help=False)
     commands.add_parser("study", help="compare methods over several seeds", add_help=False)
     commands.add_parser("bench", help="time and memory against peft", add_help=False)
     chosen, rest = parser.parse_known_args(arguments)
@@ -33,6 +34,10 @@ def main(arguments: list[str] | None = None) -> int:
             from course_utils import authoring
 
             return authoring.main(rest)
+        case "new":
+            from course_utils import new_chapter
+
+            return new_chapter.main(rest)
         case "study":
             from course_utils import study
 

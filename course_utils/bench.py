@@ -1,4 +1,4 @@
-"""Our LoRA beside peft's: time of a training step and peak memory, in turn within one run.
+"""Our LoRA beside peft's: time of a training step and peak memory, in turn within one run; and the size on disk.
 
 `python -m course_utils bench` writes `book/results/bench.json`.
 
@@ -6,6 +6,7 @@
   machine hits both. A ratio is formed for each pair of steps; its median is printed.
 * Memory: each model trains alone in a process of its own, several times in turn; the system says how much memory the
   process held at its peak, and what it held before the model was built is taken off.
+* Storage: the files of our checkpoint, head included, beside those of the whole model.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -25,34 +28,46 @@ from torch import nn
 
 from course_utils import results
 from course_utils.backbones import load_classifier
+from course_utils.checkpoints import save
 from course_utils.data import load_sentiment, make_loader
-from course_utils.methods import LoRAConfig, inject
+from course_utils.methods import LoRAConfig, inject, merge
 
 COMMAND = "python -m course_utils bench"
+PARTS = ("step", "memory", "storage")
 _SETTINGS = LoRAConfig(rank=8, alpha=16)
 
 
 def main(arguments: list[str]) -> int:
     """Measure, print and write the result file."""
     parser = argparse.ArgumentParser(prog=COMMAND, description="Our LoRA against peft's: step time and peak memory.")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"default: all of {', '.join(PARTS)}")
     parser.add_argument("--steps", type=int, default=60, help="timed steps of each model (default 60)")
     parser.add_argument("--processes", type=int, default=3, help="processes of each kind for memory (default 3)")
     parser.add_argument("--only", choices=list(BUILDERS), help=argparse.SUPPRESS)  # a memory process of ours
     options = parser.parse_args(arguments)
     if options.steps < 1 or options.processes < 1:
         parser.error("--steps and --processes must be at least 1")
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     if options.only:
         print(json.dumps(_peak_memory(options.only)))
         return 0
-    step_time = compare_steps(options.steps)
-    memory = compare_memory(options.processes)
-    content = {"method": "LoRA", "settings": {"rank": 8, "alpha": 16, "targets": "query, value"}}
+    measure = {
+        "step": lambda: compare_steps(options.steps),
+        "memory": lambda: compare_memory(options.processes),
+        "storage": compare_storage,
+    }
+    measured = _stored()
+    for part in PARTS:
+        if part in options.parts or part not in measured or not options.parts:
+            measured[part] = measure[part]()
+    step, memory, storage = (measured[part] for part in PARTS)
     table = [
         {
             "what": "training step",
-            "ours": f"{step_time['ours_ms']:.0f} ms",
-            "peft": f"{step_time['peft_ms']:.0f} ms",
-            "ratio": step_time["ratio"],
+            "ours": f"{step['ours_ms']:.0f} ms",
+            "peft": f"{step['peft_ms']:.0f} ms",
+            "ratio": step["ratio"],
         },
         {
             "what": "peak memory",
@@ -61,11 +76,22 @@ def main(arguments: list[str]) -> int:
             "ratio": memory["ratio"],
         },
     ]
-    results.write("bench", COMMAND, {**content, "step": step_time, "memory": memory, "table": table})
-    print(f"train step: ours {step_time['ours_ms']:.0f} ms, peft {step_time['peft_ms']:.0f} ms")
-    print(f"  median ratio {step_time['ratio']:.3f}, half of the pairs in {step_time['quartiles']}")
+    settings = {"rank": _SETTINGS.rank, "alpha": _SETTINGS.alpha, "targets": "query, value"}
+    results.write("bench", COMMAND, {"method": "LoRA", "settings": settings, **measured, "table": table})
+    print(f"train step: ours {step['ours_ms']:.0f} ms, peft {step['peft_ms']:.0f} ms")
+    print(f"  median ratio {step['ratio']:.3f}, half of the pairs in {step['quartiles']}")
     print(f"peak memory: ours {memory['ours_mb']:.0f} MB, peft {memory['peft_mb']:.0f} MB, ratio {memory['ratio']:.3f}")
+    print(f"storage: checkpoint {storage['checkpoint_kb']:.0f} kB, whole model {storage['model_mb']:.0f} MB")
     return 0
+
+
+def _stored() -> dict[str, Any]:
+    """What an earlier run measured; a new part is put beside the others."""
+    try:
+        stored = results.read("bench")
+    except FileNotFoundError:
+        return {}
+    return {part: stored[part] for part in PARTS if part in stored}
 
 
 def _ours() -> nn.Module:
@@ -143,6 +169,20 @@ def compare_memory(processes: int) -> dict[str, Any]:
         "peft_mb": round(peft, 1),
         "ratio": round(ours / peft, 3),
     }
+
+
+def compare_storage() -> dict[str, float]:
+    """Kilobytes of a checkpoint and megabytes of the whole model, as files."""
+    model = _ours()
+    with TemporaryDirectory() as folder:
+        checkpoint = _size(save(model, Path(folder, "checkpoint")))
+        merge(model).save_pretrained(Path(folder, "model"))  # type: ignore[operator]
+        whole = _size(Path(folder, "model"))
+    return {"checkpoint_kb": round(checkpoint / 1e3, 1), "model_mb": round(whole / 1e6, 1)}
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _peak_memory(name: str) -> float:

@@ -59,9 +59,9 @@ class Entry:
 #: A new method is one more line here.
 ENTRIES: dict[str, Entry] = {
     "lora": Entry("LoRA, query and value", LoRAConfig(rank=8, alpha=16), (5e-4, 2e-3, 5e-3)),
-    "full": Entry("full fine-tuning", FullConfig(), (5e-5, 1e-4)),
-    "head_only": Entry("head only", HeadOnlyConfig(), (2e-2, 5e-2)),
-    "scratch": Entry("from scratch", FullConfig(), (1e-4,), pretrained=False),
+    "full": Entry("full fine-tuning", FullConfig(), (5e-5, 1e-4, 2e-4)),
+    "head_only": Entry("head only", HeadOnlyConfig(), (2e-2, 5e-2, 1e-1, 2e-1)),
+    "scratch": Entry("from scratch", FullConfig(), (1e-4, 5e-4, 1e-3), pretrained=False),
     "bitfit": Entry("BitFit", BitFitConfig(), (1e-3, 5e-3, 2e-2)),
 }
 
@@ -171,6 +171,7 @@ def summarize(runs: list[dict[str, Any]], n_test: int) -> dict[str, Any]:
             "title": entry.title,
             "learning_rate": rate,
             "accuracy": {"mean": mean, "spread": spread, "low": low, "high": high},
+            "seeds": [run["accuracy"] for run in sorted(chosen, key=lambda run: run["seed"])],
             "f1_macro": mean_and_spread([run["f1_macro"] for run in chosen])[0],
             "seconds": {
                 "mean": mean_and_spread([run["seconds"] for run in chosen])[0],
@@ -214,7 +215,10 @@ def _write(runs: list[dict[str, Any]], tweets: DatasetDict) -> None:
         "baselines": baselines(tweets),
         "methods": summarize(runs, len(tweets["test"])),
         "rates": {
-            method: sorted(_first_seed(runs, method), key=lambda run: run["learning_rate"])
+            method: [
+                {key: value for key, value in run.items() if key != "update_energy"}
+                for run in sorted(_first_seed(runs, method), key=lambda run: run["learning_rate"])
+            ]
             for method in ENTRIES
             if _first_seed(runs, method)
         },

@@ -43,6 +43,7 @@ RESULTS = {
         "full": {"title": "full", "accuracy": {"mean": 0.9512}, "trainable": 22_713_986, "seeds": [1, 2]},
     },
     "rate": 5e-05,
+    "tiny": 3.4e-05,
     "flag": True,
 }
 
@@ -78,6 +79,8 @@ def extension_path(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("runs.lora.accuracy.mean percent", "96.3%"),
         ("runs.lora.accuracy.mean percent2", "96.34%"),
+        ("tiny percent2", "&lt;0.01%"),
+        ("tiny percent", "&lt;0.1%"),
         ("runs.full.trainable int", "22,713,986"),
         ("runs.lora.trainable", "74,498"),
         ("runs.lora.accuracy.mean .2f", "0.96"),

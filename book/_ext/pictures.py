@@ -1,17 +1,18 @@
 """Draw a figure of the course while the book is built.
 
-```{picture} ways_to_a_classifier
+```{picture} quality.ways_to_a_classifier
 :name: fig-ways
 
 The caption.
 ```
 
-calls `course_utils.plots.ways_to_a_classifier()`, and takes the alternative text from it. The figure reads the
+calls `course_utils.plots.quality.ways_to_a_classifier()`, and takes the alternative text from it. The figure reads the
 committed result files, so it cannot say anything else than they do.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -24,7 +25,7 @@ from sphinx.util.docutils import SphinxDirective
 
 
 class PictureDirective(SphinxDirective):
-    """Run a function of `course_utils.plots` that takes no arguments, and show what it draws as a figure."""
+    """Run `module.function` of `course_utils.plots`, which takes no arguments, and show what it draws as a figure."""
 
     required_arguments = 1
     has_content = True
@@ -35,9 +36,14 @@ class PictureDirective(SphinxDirective):
         from course_utils import plots, results  # a build that fails for another reason need not wait for torch
 
         name = self.arguments[0]
-        function = getattr(plots, name, None)
+        module_name, _, function_name = name.rpartition(".")
+        try:
+            module = import_module(f"{plots.__name__}.{module_name}")
+        except ImportError as error:
+            raise self.error(f"course_utils.plots has no module {module_name!r}: {error}") from error
+        function = getattr(module, function_name, None)
         if not callable(function):
-            raise self.error(f"course_utils.plots has no function {name!r}")
+            raise self.error(f"course_utils.plots.{module_name} has no function {function_name!r}")
         if not self.content:
             raise self.error(f"the picture {name} needs a caption that says what to see")
         folder = Path(self.env.srcdir) / "book" / "_build" / "pictures"
@@ -49,7 +55,7 @@ class PictureDirective(SphinxDirective):
                 raise self.error(f"the picture {name} could not be drawn: {error!r}") from error
             picture.figure.savefig(folder / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
         mpl.pyplot.close(picture.figure)
-        for file in (Path(plots.__file__), *results.FOLDER.glob("*.json")):
+        for file in (*Path(plots.__file__).parent.glob("*.py"), *results.FOLDER.glob("*.json")):
             self.env.note_dependency(str(file))
         uri = "/" + (folder / f"{name}.svg").relative_to(self.env.srcdir).as_posix()
         options = {"alt": picture.alt, "width": "100%", **self.options}

@@ -79,7 +79,10 @@ def shown(value: Any, form: str = "") -> str:
     if not form and isinstance(value, float):
         raise ResultError(f"{value!r} needs a format, like percent or .2f")
     if match := re.fullmatch(r"percent(\d?)", form):
-        return f"{100 * value:.{match[1] or 1}f}%"
+        digits = int(match[1] or 1)
+        if 0 < value < 0.5 * 10.0 ** -(digits + 2):  # 770 of 22,713,986 are few, and not none
+            return f"<{10.0**-digits:.{digits}f}%"
+        return f"{100 * value:.{digits}f}%"
     if form in ("", "int"):
         if value != round(value):
             raise ResultError(f"{value!r} is not a whole number")

@@ -4,7 +4,12 @@ An exercise is a function that takes the learner's answer, tries it, and raises 
 mistake. The checks of a chapter stand in a module of the chapter's name; importing it registers them.
 """
 
-from course_utils.exercises import lora, why_fine_tune
+from importlib import import_module
+from pkgutil import iter_modules
+
 from course_utils.exercises.registry import CheckResult, Exercise, Wrong, check, exercises, run_check
 
-__all__ = ["CheckResult", "Exercise", "Wrong", "check", "exercises", "lora", "run_check", "why_fine_tune"]
+__all__ = ["CheckResult", "Exercise", "Wrong", "check", "exercises", "run_check"]
+
+for _module in iter_modules(__path__):
+    import_module(f"{__name__}.{_module.name}")

@@ -6,36 +6,12 @@ from typing import Any
 
 import torch
 
-from course_utils.exercises.registry import Wrong, call, exercise
+from course_utils.exercises.registry import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
 
 _FORWARD = "The formula, beside the code"
 _SPECIAL = "Where it starts: B is zero"
 _MERGE = "Merging"
 _COUNT = "What it costs"
-
-
-def _random(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(7)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
-
-
-def _tensor(value: Any, shape: tuple[int, ...], what: str) -> torch.Tensor:
-    if not isinstance(value, torch.Tensor):
-        raise Wrong(f"Expected {what} as a tensor, got {type(value).__name__}.")
-    if tuple(value.shape) != shape:
-        raise Wrong(f"{what} should have the shape {shape}, yours has {tuple(value.shape)}.")
-    return value
-
-
-def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return torch.allclose(a.double(), b.double(), rtol=1e-6, atol=1e-8)
-
-
-def _reject(value: torch.Tensor, mistakes: list[tuple[torch.Tensor, str]], else_: str) -> None:
-    for wrong, message in mistakes:
-        if wrong.shape == value.shape and _equal(value, wrong):
-            raise Wrong(message)
-    raise Wrong(else_)
 
 
 @exercise(
@@ -46,52 +22,52 @@ def _reject(value: torch.Tensor, mistakes: list[tuple[torch.Tensor, str]], else_
 )
 def _forward(answer: Any) -> None:
     # Square, so that swapped factors do not stop at a shape error and can be named.
-    x, W, b, A, B = _random((3, 6), (6, 6), (6,), (2, 6), (6, 2))
+    x, W, b, A, B = random_tensors((3, 6), (6, 6), (6,), (2, 6), (6, 2))
     alpha, s = 5.0, 2.5
     low = x @ A.T @ B.T
     frozen = [tensor.clone() for tensor in (x, W, b, A, B)]
-    value = _tensor(call(answer, x, W, b, A, B, alpha), (3, 6), "the result")
+    value = tensor(call(answer, x, W, b, A, B, alpha), (3, 6), "the result")
     if not all(torch.equal(old, new) for old, new in zip(frozen, (x, W, b, A, B), strict=True)):
         raise Wrong("Your function changes one of its inputs in place. W is frozen: add to the output, not to W.")
     h = x @ W.T + b
-    if not _equal(value, h + s * low):
-        _reject(
-            value,
-            [
-                (
-                    h + alpha * low,
-                    "The update is multiplied by alpha alone. It is alpha / rank: else every change of the rank changes the strength.",
-                ),
-                (h + low, "The factor alpha / rank is missing."),
-                (
-                    h + alpha / 6 * low,
-                    "You divided alpha by the width of the layer. The rank is the number of rows of A.",
-                ),
-                (
-                    h + alpha / 2**0.5 * low,
-                    "That is alpha / √rank, which is rsLoRA. LoRA divides by the rank itself.",
-                ),
-                (x @ W.T + s * low, "The bias b is missing; LoRA leaves it as it is."),
-                (s * (x @ W.T + low) + b, "The frozen layer's output is scaled too. Only the update is."),
-                (s * (h + low), "The frozen layer's output is scaled too. Only the update is."),
-                (
-                    x @ (W @ (s * B @ A)).T + b,
-                    "The update is multiplied with W. It is added: h = W x + b + s · B A x.",
-                ),
-                (
-                    x @ (W * (s * B @ A)).T + b,
-                    "The update is multiplied with W. It is added: h = W x + b + s · B A x.",
-                ),
-                (h + s * x @ (B @ A), "The product is transposed: x is a row here, so it is x Aᵀ Bᵀ."),
-                (s * low, "The frozen path is missing. LoRA adds to W x + b, it does not replace it."),
-                (h, "The update is missing; your function computes the frozen layer only."),
-            ],
-            "The result is not x Wᵀ + b + (alpha / rank) · x Aᵀ Bᵀ.",
-        )
+    compare(
+        value,
+        h + s * low,
+        [
+            (
+                h + alpha * low,
+                "The update is multiplied by alpha alone. It is alpha / rank: else every change of the rank changes the strength.",
+            ),
+            (h + low, "The factor alpha / rank is missing."),
+            (
+                h + alpha / 6 * low,
+                "You divided alpha by the width of the layer. The rank is the number of rows of A.",
+            ),
+            (
+                h + alpha / 2**0.5 * low,
+                "That is alpha / √rank, which is rsLoRA. LoRA divides by the rank itself.",
+            ),
+            (x @ W.T + s * low, "The bias b is missing; LoRA leaves it as it is."),
+            (s * (x @ W.T + low) + b, "The frozen layer's output is scaled too. Only the update is."),
+            (s * (h + low), "The frozen layer's output is scaled too. Only the update is."),
+            (
+                x @ (W @ (s * B @ A)).T + b,
+                "The update is multiplied with W. It is added: h = W x + b + s · B A x.",
+            ),
+            (
+                x @ (W * (s * B @ A)).T + b,
+                "The update is multiplied with W. It is added: h = W x + b + s · B A x.",
+            ),
+            (h + s * x @ (B @ A), "The product is transposed: x is a row here, so it is x Aᵀ Bᵀ."),
+            (s * low, "The frozen path is missing. LoRA adds to W x + b, it does not replace it."),
+            (h, "The update is missing; your function computes the frozen layer only."),
+        ],
+        "The result is not x Wᵀ + b + (alpha / rank) · x Aᵀ Bᵀ.",
+    )
     # Another rank and a layer that is not square: a formula with a number in it fails here.
-    x, W, b, A, B = _random((2, 4), (7, 4), (7,), (3, 4), (7, 3))
-    value = _tensor(call(answer, x, W, b, A, B, 3.0), (2, 7), "the result")
-    if not _equal(value, x @ W.T + b + x @ A.T @ B.T):
+    x, W, b, A, B = random_tensors((2, 4), (7, 4), (7,), (3, 4), (7, 3))
+    value = tensor(call(answer, x, W, b, A, B, 3.0), (2, 7), "the result")
+    if not equal(value, x @ W.T + b + x @ A.T @ B.T):
         raise Wrong("It is right for rank 2 only. Take the rank from A's shape.")
 
 
@@ -108,7 +84,7 @@ def _initialise(answer: Any) -> None:
     A, B = result
     if isinstance(A, torch.Tensor) and tuple(A.shape) == (6, 2):
         raise Wrong("These are B and A. Return A first: A has the shape (rank, in), B (out, rank).")
-    A, B = _tensor(A, (2, 10), "A, (rank, in),"), _tensor(B, (6, 2), "B, (out, rank),")
+    A, B = tensor(A, (2, 10), "A, (rank, in),"), tensor(B, (6, 2), "B, (out, rank),")
     if not A.is_floating_point() or not B.is_floating_point():
         raise Wrong("A and B must hold floating-point numbers, or they cannot be trained.")
     a_zero, b_zero = bool((A == 0).all()), bool((B == 0).all())
@@ -137,30 +113,30 @@ def _initialise(answer: Any) -> None:
     section=_MERGE,
 )
 def _merge(answer: Any) -> None:
-    W, A, B = _random((6, 6), (2, 6), (6, 2))
+    W, A, B = random_tensors((6, 6), (2, 6), (6, 2))
     before = W.clone()
     alpha, s = 5.0, 2.5
-    value = _tensor(call(answer, W, A, B, alpha), (6, 6), "the merged weight")
+    value = tensor(call(answer, W, A, B, alpha), (6, 6), "the merged weight")
     if not torch.equal(W, before):
         raise Wrong(
             "Your function changes W in place. Return a new matrix, so that you can still take the update out again."
         )
-    if not _equal(value, W + s * B @ A):
-        _reject(
-            value,
-            [
-                (W + B @ A, "The factor alpha / rank is missing: merged and unmerged model would differ."),
-                (W + alpha * B @ A, "The update is multiplied by alpha alone. It is alpha / rank."),
-                (W + s * (B @ A).T, "The update is transposed. B A already has the shape (out, in) of W."),
-                (s * B @ A, "That is the update alone; W is missing."),
-                (W @ (s * B @ A), "The update is multiplied with W. It is added."),
-                (W * (s * B @ A), "The update is multiplied with W. It is added."),
-                (W - s * B @ A, "That takes the update out again; merging adds it."),
-            ],
-            "The result is not W + (alpha / rank) · B A.",
-        )
-    W, A, B = _random((7, 4), (3, 4), (7, 3))
-    if not _equal(_tensor(call(answer, W, A, B, 3.0), (7, 4), "the merged weight"), W + B @ A):
+    compare(
+        value,
+        W + s * B @ A,
+        [
+            (W + B @ A, "The factor alpha / rank is missing: merged and unmerged model would differ."),
+            (W + alpha * B @ A, "The update is multiplied by alpha alone. It is alpha / rank."),
+            (W + s * (B @ A).T, "The update is transposed. B A already has the shape (out, in) of W."),
+            (s * B @ A, "That is the update alone; W is missing."),
+            (W @ (s * B @ A), "The update is multiplied with W. It is added."),
+            (W * (s * B @ A), "The update is multiplied with W. It is added."),
+            (W - s * B @ A, "That takes the update out again; merging adds it."),
+        ],
+        "The result is not W + (alpha / rank) · B A.",
+    )
+    W, A, B = random_tensors((7, 4), (3, 4), (7, 3))
+    if not equal(tensor(call(answer, W, A, B, 3.0), (7, 4), "the merged weight"), W + B @ A):
         raise Wrong("It is right for rank 2 only. Take the rank from A's shape.")
 
 
@@ -172,39 +148,30 @@ def _merge(answer: Any) -> None:
 )
 def _count(answer: Any) -> None:
     shapes, rank = [(100, 10), (20, 35)], 4
-    value = call(answer, list(shapes), rank)
-    if not isinstance(value, (int, float)) and not hasattr(value, "item"):
-        raise Wrong(f"Expected a number, got {type(value).__name__}.")
-    number = float(value)
-    if number == rank * sum(o + i for o, i in shapes):
-        if float(call(answer, [(8, 8)], 1)) != 16:
-            raise Wrong("It is right for one rank only; use the argument `rank`.")
-        return
-    mistakes = {
-        float(
-            rank * sum(o * i for o, i in shapes)
-        ): "You multiplied the sides. B has out · rank numbers and A has rank · in: add them.",
-        float(sum(o * i for o, i in shapes)): "That counts the frozen matrices. Count A and B.",
-        float(rank * sum(i for _, i in shapes)): "That is A alone; B has out · rank numbers more.",
-        float(rank * sum(o for o, _ in shapes)): "That is B alone; A has rank · in numbers more.",
-        float(
-            2 * rank * sum(i for _, i in shapes)
-        ): "You took the layers for square. B has `out` rows, A has `in` columns.",
-        float(
-            2 * rank * sum(o for o, _ in shapes)
-        ): "You took the layers for square. B has `out` rows, A has `in` columns.",
-        float(
-            rank * sum(o + i + o for o, i in shapes)
-        ): "You gave LoRA a bias. It has none: both factors belong to one weight.",
-        float(
-            sum(rank * (o + i) + o for o, i in shapes)
-        ): "You gave LoRA a bias. It has none: both factors belong to one weight.",
-        float(sum(o + i for o, i in shapes)): "The rank is missing.",
-        float(rank * sum(shapes[0])): "You counted the first matrix only.",
-        float(rank * rank * len(shapes)): "A and B are thin, but not rank × rank: each keeps one long side.",
-    }
-    if number in mistakes:
-        raise Wrong(mistakes[number])
-    raise Wrong(
-        f"For matrices of {shapes} and rank {rank} it is {rank * sum(o + i for o, i in shapes)}, your function returns {number:g}."
+    right = rank * sum(o + i for o, i in shapes)
+    value = number(call(answer, list(shapes), rank))
+    with_bias = "You gave LoRA a bias. It has none: both factors belong to one weight."
+    square = "You took the layers for square. B has `out` rows, A has `in` columns."
+    compare(
+        value,
+        right,
+        [
+            (
+                rank * sum(o * i for o, i in shapes),
+                "You multiplied the sides. B has out · rank numbers and A has rank · in: add them.",
+            ),
+            (sum(o * i for o, i in shapes), "That counts the frozen matrices. Count A and B."),
+            (rank * sum(i for _, i in shapes), "That is A alone; B has out · rank numbers more."),
+            (rank * sum(o for o, _ in shapes), "That is B alone; A has rank · in numbers more."),
+            (2 * rank * sum(i for _, i in shapes), square),
+            (2 * rank * sum(o for o, _ in shapes), square),
+            (rank * sum(o + i + o for o, i in shapes), with_bias),
+            (sum(rank * (o + i) + o for o, i in shapes), with_bias),
+            (sum(o + i for o, i in shapes), "The rank is missing."),
+            (rank * sum(shapes[0]), "You counted the first matrix only."),
+            (rank * rank * len(shapes), "A and B are thin, but not rank × rank: each keeps one long side."),
+        ],
+        f"For matrices of {shapes} and rank {rank} it is {right}, your function returns {value:g}.",
     )
+    if number(call(answer, [(8, 8)], 1)) != 16:
+        raise Wrong("It is right for one rank only; use the argument `rank`.")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+import torch
 
 
 class Wrong(Exception):  # noqa: N818 (it is no error of the program)
@@ -121,3 +124,54 @@ def call(answer: Any, *arguments: Any) -> Any:
     if result is None or result is ...:
         raise Wrong("The function returns nothing. Did you forget `return`?")
     return result
+
+
+def compare(value: Any, right: Any, mistakes: Iterable[tuple[Any, str]], otherwise: str) -> None:
+    """Accept the right value; for any other, raise `Wrong` and name the mistake that leads to it.
+
+    Args:
+        value: a number or a tensor, from the learner.
+        right: what it should be.
+        mistakes: wrong values, each with the sentence for whoever arrives at it. A mistake that leads to the right
+            value by chance is no mistake.
+        otherwise: the sentence for a value that comes from none of these mistakes.
+    """
+    if equal(value, right):
+        return
+    for wrong, message in mistakes:
+        if equal(value, wrong):
+            raise Wrong(message)
+    raise Wrong(otherwise)
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether two numbers or tensors have the same shape and differ by rounding only."""
+    a, b = (torch.as_tensor(value).detach().double() for value in (one, other))
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-6, atol=1e-8)
+
+
+def number(value: Any) -> float:
+    """The learner's result as a number."""
+    if isinstance(value, str):  # float("0.5") would pass
+        raise Wrong("Expected a number, got a text.")
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise Wrong(f"Expected a number, got {type(value).__name__}.") from None
+
+
+def tensor(value: Any, shape: tuple[int, ...], what: str) -> torch.Tensor:
+    """The learner's result as a tensor of this shape; `what` begins the sentence that says what it should be."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
+    if not isinstance(value, torch.Tensor):
+        raise Wrong(f"Expected {what} as a tensor, got {type(value).__name__}.")
+    if tuple(value.shape) != shape:
+        raise Wrong(f"{what} should have the shape {shape}, yours has {tuple(value.shape)}.")
+    return value
+
+
+def random_tensors(*shapes: tuple[int, ...]) -> list[torch.Tensor]:
+    """Fixed random tensors in fp64, to try an answer on."""
+    generator = torch.Generator().manual_seed(7)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]

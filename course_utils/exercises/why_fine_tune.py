@@ -8,18 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from course_utils.exercises.registry import Wrong, call, exercise
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise Wrong(f"Expected a number, got {type(value).__name__}.") from None
-
-
-def _close(a: float, b: float) -> bool:
-    return abs(a - b) <= 1e-6 * max(1.0, abs(b))
+from course_utils.exercises.registry import Wrong, call, compare, equal, exercise, number
 
 
 @exercise(
@@ -30,24 +19,21 @@ def _close(a: float, b: float) -> bool:
 )
 def _majority(answer: Any) -> None:
     train, test = [1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1, 1, 0, 0, 0]
-    value = _number(call(answer, list(train), list(test)))
-    if _close(value, 0.3):
-        return
-    if _close(value, 0.7):
-        raise Wrong(
-            "You took the majority class of the test labels (or the error rate). The test labels are not known when the "
-            "rule is made: take the most common class of the training labels, then see how often it is right in the test."
-        )
-    if _close(value, 0.6):
-        raise Wrong(
-            "That is the share of the majority class in the training labels. Judge the rule on the test labels."
-        )
-    if _close(value, 3):
-        raise Wrong("That is how many test labels are hit. An accuracy is a share: divide by their number.")
-    if _close(value, 30):
-        raise Wrong("That is in percent. Return the share itself, between 0 and 1.")
-    raise Wrong(
-        f"With the training labels {train} and the test labels {test} it is 0.3, your function returns {value:g}."
+    value = number(call(answer, list(train), list(test)))
+    compare(
+        value,
+        0.3,
+        [
+            (
+                0.7,
+                "You took the majority class of the test labels (or the error rate). The test labels are not known when the "
+                "rule is made: take the most common class of the training labels, then see how often it is right in the test.",
+            ),
+            (0.6, "That is the share of the majority class in the training labels. Judge the rule on the test labels."),
+            (3, "That is how many test labels are hit. An accuracy is a share: divide by their number."),
+            (30, "That is in percent. Return the share itself, between 0 and 1."),
+        ],
+        f"With the training labels {train} and the test labels {test} it is 0.3, your function returns {value:g}.",
     )
 
 
@@ -112,28 +98,31 @@ def _freeze(answer: Any) -> None:
 )
 def _memory(answer: Any) -> None:
     total, trainable = 1000, 100
-    value = _number(call(answer, total, trainable))
-    if _close(value, 4 * total + 12 * trainable):
-        if not _close(_number(call(answer, 500, 500)), 16 * 500):
-            raise Wrong("It is right for one pair of numbers only; use the function's arguments.")
-        return
-    mistakes = {
-        16 * total: "You gave every weight a gradient and Adam's averages. Frozen weights have neither.",
-        16 * trainable: "The frozen weights are missing: they are not trained, but the forward pass still needs them.",
-        4 * total + 8 * trainable: (
-            "One of three is missing: each trained weight has a gradient and two averages of Adam's, of 4 bytes each."
-        ),
-        4 * total
-        + 4
-        * trainable: "Adam keeps two averages a trained weight, of the gradient and of its square. They are missing.",
-        4 * total + 12 * total: "You gave every weight a gradient and Adam's averages. Frozen weights have neither.",
-        total + 3 * trainable: "That counts numbers, not bytes: an fp32 number takes 4 bytes.",
-        32 * total + 96 * trainable: "That is in bits. A byte has 8 of them, an fp32 number takes 4 bytes.",
-        12 * trainable: "The weights themselves are missing: 4 bytes each, trained or not.",
-    }
-    for wrong, message in mistakes.items():
-        if _close(value, wrong):
-            raise Wrong(message)
-    raise Wrong(
-        f"For {total} weights of which {trainable} are trained, {4 * total + 12 * trainable} bytes are needed; your function returns {value:g}."
+    right = 4 * total + 12 * trainable
+    value = number(call(answer, total, trainable))
+    all_weights = "You gave every weight a gradient and Adam's averages. Frozen weights have neither."
+    compare(
+        value,
+        right,
+        [
+            (16 * total, all_weights),
+            (
+                16 * trainable,
+                "The frozen weights are missing: they are not trained, but the forward pass still needs them.",
+            ),
+            (
+                4 * total + 8 * trainable,
+                "One of three is missing: each trained weight has a gradient and two averages of Adam's, of 4 bytes each.",
+            ),
+            (
+                4 * total + 4 * trainable,
+                "Adam keeps two averages a trained weight, of the gradient and of its square. They are missing.",
+            ),
+            (total + 3 * trainable, "That counts numbers, not bytes: an fp32 number takes 4 bytes."),
+            (8 * right, "That is in bits. A byte has 8 of them, an fp32 number takes 4 bytes."),
+            (12 * trainable, "The weights themselves are missing: 4 bytes each, trained or not."),
+        ],
+        f"For {total} weights of which {trainable} are trained, {right} bytes are needed; your function returns {value:g}.",
     )
+    if not equal(number(call(answer, 500, 500)), 16 * 500):
+        raise Wrong("It is right for one pair of numbers only; use the function's arguments.")

@@ -1,10 +1,10 @@
-"""The course's figures: one style, and alternative text that travels with each picture."""
+"""One style for all figures, pictures with alternative text, and the charts that several chapters draw."""
 
 from __future__ import annotations
 
 import base64
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
@@ -12,8 +12,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from course_utils import results
 
 #: Colours that people with any colour vision tell apart (Okabe and Ito 2008).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -56,13 +54,15 @@ class Picture:
         )
 
 
-def _axes(width: float = 6.4, height: float = 3.8, columns: int = 1) -> tuple[Figure, Any]:
+def make_axes(width: float = 6.4, height: float = 3.8, columns: int = 1) -> tuple[Figure, Any]:
+    """Axes in the course's style; `columns` of them side by side come as an array."""
     with plt.rc_context(_STYLE), plt.ioff():
         figure, axes = plt.subplots(1, columns, figsize=(width, height), layout="constrained")
     return figure, axes
 
 
-def _percent_axis(axes: Axes, which: str = "y") -> None:
+def percent_axis(axes: Axes, which: str = "y") -> None:
+    """Write an axis that holds shares in percent."""
     axis = axes.yaxis if which == "y" else axes.xaxis
     axis.set_major_formatter(lambda value, _: f"{100 * value:g}%")
 
@@ -74,7 +74,7 @@ def training_curves(histories: Mapping[str, Any], majority: float | None = None)
         histories: title → `History`.
         majority: the accuracy of the majority class, as a dashed line.
     """
-    figure, (left, right) = _axes(9.0, 3.6, columns=2)
+    figure, (left, right) = make_axes(9.0, 3.6, columns=2)
     endings = []
     for title, history in histories.items():
         steps = history.steps_frame()
@@ -87,7 +87,7 @@ def training_curves(histories: Mapping[str, Any], majority: float | None = None)
     right.set(xlabel="step", ylabel="validation accuracy")
     if majority is not None:
         right.axhline(majority, color="grey", linestyle="--", label="majority class")
-    _percent_axis(right)
+    percent_axis(right)
     right.legend(fontsize=9)
     return Picture(figure, f"Two line charts, training loss and validation accuracy by step. {'; '.join(endings)}.")
 
@@ -100,71 +100,15 @@ def bars(values: Mapping[str, float], label: str, majority: float | None = None)
         label: of the axis.
         majority: the accuracy of the majority class, as a dashed line.
     """
-    figure, axes = _axes(6.8, 0.5 * len(values) + 1.3)
+    figure, axes = make_axes(6.8, 0.5 * len(values) + 1.3)
     names = list(values)[::-1]
     drawn = axes.barh(names, [values[name] for name in names], color=COLOURS[0])
     axes.bar_label(drawn, [f"{values[name]:.1%}" for name in names], padding=3)
     axes.set(xlabel=label, xlim=(0, 1.12))
     axes.grid(axis="y", visible=False)
-    _percent_axis(axes, "x")
+    percent_axis(axes, "x")
     if majority is not None:
         axes.axvline(majority, color=COLOURS[1], linestyle="--", label=f"majority class {majority:.1%}")
-        axes.legend(loc="lower left", fontsize=9, framealpha=0.9, frameon=True)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, fontsize=9)
     said = ", ".join(f"{name} {value:.1%}" for name, value in values.items())
     return Picture(figure, f"Bar chart of {label}: {said}.")
-
-
-def ways_to_a_classifier() -> Picture:
-    """The study's test accuracies: baselines, from scratch, head only, LoRA and full fine-tuning."""
-    quality = results.read("quality")
-    values = {
-        "always the majority class": quality["baselines"]["majority"],
-        "from scratch": quality["methods"]["scratch"]["accuracy"]["mean"],
-        "head only (feature extraction)": quality["methods"]["head_only"]["accuracy"]["mean"],
-        "word counts (TF-IDF)": quality["baselines"]["tfidf"],
-        "LoRA (PEFT)": quality["methods"]["lora"]["accuracy"]["mean"],
-        "full fine-tuning": quality["methods"]["full"]["accuracy"]["mean"],
-    }
-    return bars(values, "test accuracy on the tweets", quality["baselines"]["majority"])
-
-
-def accuracy_against_parameters() -> Picture:
-    """The study's methods: test accuracy with its 95% interval against the number of trained parameters."""
-    quality = results.read("quality")
-    figure, axes = _axes(6.8, 4.0)
-    said = []
-    for colour, (key, row) in zip(COLOURS, quality["methods"].items(), strict=False):
-        if key == "scratch":
-            continue
-        accuracy = row["accuracy"]
-        spans = [[accuracy["mean"] - accuracy["low"]], [accuracy["high"] - accuracy["mean"]]]
-        axes.errorbar(
-            row["trainable"],
-            accuracy["mean"],
-            yerr=spans,
-            fmt="o",
-            markersize=8,
-            capsize=4,
-            color=colour,
-            label=row["title"],
-        )
-        said.append(f"{row['title']} reaches {accuracy['mean']:.1%} with {row['trainable']:,} trained parameters")
-    axes.axhline(quality["baselines"]["majority"], color="grey", linestyle="--", label="majority class")
-    axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy")
-    _percent_axis(axes)
-    axes.legend(fontsize=9, loc="center right")
-    return Picture(figure, f"Scatter chart of test accuracy against trained parameters: {'; '.join(said)}.")
-
-
-def update_energy(ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)) -> Picture:
-    """How much of full fine-tuning's change of the weights fits into a low-rank matrix."""
-    shares = next(run["update_energy"] for run in results.read("quality")["runs"] if "update_energy" in run)
-    figure, axes = _axes(6.4, 3.6)
-    axes.plot(range(1, len(shares) + 1), shares, color=COLOURS[0])
-    axes.plot(ranks, [shares[rank - 1] for rank in ranks], "o", color=COLOURS[0])
-    axes.set(xscale="log", xlabel="rank of the approximation", ylabel="share of the change it holds", ylim=(0, 1.02))
-    axes.set_xticks(ranks, [str(rank) for rank in ranks])
-    axes.minorticks_off()
-    _percent_axis(axes)
-    said = ", ".join(f"rank {rank} holds {shares[rank - 1]:.0%}" for rank in ranks)
-    return Picture(figure, f"Line chart that rises steeply and then flattens: {said} of the change.")

@@ -1,0 +1,22 @@
+"""Figures of the chapter on LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from course_utils import results
+from course_utils.plots.base import COLOURS, Picture, make_axes, percent_axis
+
+
+def update_energy(ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)) -> Picture:
+    """How much of full fine-tuning's change of the weights fits into a low-rank matrix."""
+    shares = next(run["update_energy"] for run in results.read("quality")["runs"] if "update_energy" in run)
+    figure, axes = make_axes(6.4, 3.6)
+    axes.plot(range(1, len(shares) + 1), shares, color=COLOURS[0])
+    axes.plot(ranks, [shares[rank - 1] for rank in ranks], "o", color=COLOURS[0])
+    axes.set(xscale="log", xlabel="rank of the approximation", ylabel="share of the change it holds", ylim=(0, 1.02))
+    axes.set_xticks(ranks, [str(rank) for rank in ranks])
+    axes.minorticks_off()
+    percent_axis(axes)
+    said = ", ".join(f"rank {rank} holds {shares[rank - 1]:.0%}" for rank in ranks)
+    return Picture(figure, f"Line chart that rises steeply and then flattens: {said} of the change.")

@@ -1,0 +1,88 @@
+"""`python -m course_utils new` writes a chapter that runs at once, and overwrites nothing."""
+
+from __future__ import annotations
+
+import runpy
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from course_utils import authoring
+from course_utils.exercises import registry
+from course_utils.new_chapter import ChapterError, start
+
+ROOT = authoring.ROOT
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "book").mkdir()
+    shutil.copy(ROOT / "_toc.yml", tmp_path)
+    return tmp_path
+
+
+def files(folder: Path) -> dict[Path, str]:
+    return {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_new_chapter_is_whole(root: Path) -> None:
+    captions = [part["caption"] for part in yaml.safe_load((root / "_toc.yml").read_text())["parts"]]
+    written = start(root, 98, "an_example", "An example", part=captions[0])
+    assert all(path.is_file() for path in written)
+    chapters = yaml.safe_load((root / "_toc.yml").read_text())["parts"][0]["chapters"]
+    assert chapters[-1]["file"] == "book/98_an_example"  # by its number behind the others
+    assert [entry["file"] for entry in chapters[-1]["sections"]] == ["labs/98_an_example", "solutions/98_an_example"]
+
+    page = (root / "book" / "98_an_example.md").read_text()
+    model = (ROOT / "book" / "09_lora.md").read_text()
+    headings = [line for line in page.splitlines() if line.startswith("## ")]
+    assert [line for line in model.splitlines() if line in headings] == headings  # the order of the model chapter
+
+    cells = authoring.build(root / "solutions" / "98_an_example.py", "lab").cells
+    assert any("NotImplementedError" in cell.source for cell in cells)
+    assert "{" not in page.split("## Take-aways")[1].replace("{bibliography}", "")
+
+
+def test_its_exercise_works(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(root, 98, "an_example", "An example")
+    monkeypatch.setattr(registry, "_EXERCISES", {})
+    runpy.run_path(str(root / "course_utils" / "exercises" / "an_example.py"))
+    answers = runpy.run_path(str(root / "tests" / "answers" / "an_example.py"))
+    for name, wrong in answers["WRONG"].items():
+        for answer, words in wrong:
+            assert words in registry.run_check(name, answer).message
+        for answer in answers["RIGHT"][name]:
+            assert registry.run_check(name, answer).status == "passed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, "name", "Title"), "1 to 99, got 0"),
+        ((98, "LoRA family", "Title"), "lower-case letters, digits and underscores, got 'LoRA family'"),
+        ((98, "name", " "), "the title is empty"),
+        ((98, "name", "Title", "No part"), "has no part 'No part'; it has 'Tuning basics'"),
+        ((97, "name", "Title"), "chapter 97 exists already: 97_other.md"),
+        ((98, "lora", "Title"), "exercises/lora.py exists already"),
+    ],
+    ids=str,
+)
+def test_what_is_refused_writes_nothing(root: Path, arguments: tuple[int, str, str], message: str) -> None:
+    (root / "book" / "97_other.md").touch()
+    (root / "course_utils" / "exercises").mkdir(parents=True)
+    (root / "course_utils" / "exercises" / "lora.py").touch()
+    before = files(root)
+    with pytest.raises(ChapterError, match=message):
+        start(root, *arguments)
+    assert files(root) == before
+
+
+def test_the_command_says_what_is_wrong() -> None:
+    command = [sys.executable, "-m", "course_utils", "new", "9", "again", "LoRA again"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "chapter 9 exists already: 09_lora.md" in done.stderr
