@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from course_utils import checkpoints
@@ -61,15 +62,23 @@ class _BrokenError(Exception):
 
 #: The mistake that most often breaks a property.
 _LIKELY = {
-    "identity at initialisation": "The update must start at zero: in LoRA B is zero and only A is random",
+    "identity at initialisation": "The update must start at zero: in LoRA B is zero and only A is random. For a "
+    "method that does not promise it, such as prompt tuning, pass identity=False",
     "only the intended parameters get gradients": "Was the base model frozen? Does the forward pass use every new "
     "weight, without detach or no_grad?",
     "frozen weights stay": "Was the base model frozen before the new weights were added?",
-    "trained weights change": "If A and B of LoRA both start at zero, each keeps the other's gradient at zero",
+    "trained weights change": "Does the optimiser have them? It must be made after inject. And if A and B of LoRA both "
+    "start at zero, each keeps the other's gradient at zero",
+    "evaluation is repeatable": "Is dropout on in eval mode too? nn.Dropout is not; functional.dropout must be told "
+    "training=self.training",
     "merged equals unmerged": "Is the update scaled in the merge as in the forward pass, and the right way round? "
     "nn.Linear holds its weight as (out, in), Conv1D as (in, out), and the update is B A, not A B",
     "save and load": "Was everything trainable saved, the head too? If the weights are equal and the logits are not, "
     "the forward pass does not use a setting as it was saved: the factor of LoRA is alpha / rank, not alpha",
+    "an incomplete checkpoint is refused": "load_state_dict with strict=False takes whatever it finds. Compare the "
+    "names in the file with those of the trained weights",
+    "new weights in full precision": "The steps of training are smaller than fp16 or bf16 can add to a weight: keep "
+    "the new weights in float32, and give the output the base's type",
     "parameter count": "Were other layers chosen than you think, or the base model not frozen, or the head forgotten?",
 }
 
@@ -79,7 +88,9 @@ def check_invariants(
     config: MethodConfig,
     batch: Batch,
     *,
+    identity: bool = True,
     expected_parameters: int | None = None,
+    train: Callable[[nn.Module, Batch], object] | None = None,
     save: Callable[[nn.Module, Path], object] = checkpoints.save,
     load: Callable[[nn.Module, Path], object] = checkpoints.load,
 ) -> Report:
@@ -89,7 +100,9 @@ def check_invariants(
         make_model: returns a fresh classifier each time, with the same weights each time.
         config: the method.
         batch: input_ids, attention_mask and labels.
+        identity: whether the method promises to change nothing at first. Prompts, prefixes and quantisation do not.
         expected_parameters: how many parameters should be trained, head included; None leaves this property out.
+        train: trains a model for a few steps with a learning rate of about 0.01; default: four steps of AdamW.
         save: writes a model's trained weights into a folder.
         load: puts them into a fresh model.
 
@@ -103,8 +116,9 @@ def check_invariants(
     if not torch.equal(_logits(first, batch), _logits(second, batch)):
         raise ValueError("make_model gives other weights each time; set the seed inside it")
 
-    def identity() -> str:
-        _same(_logits(inject(make_model(), config), batch), _logits(first, batch), TOLERANCE)
+    def starts_as_identity() -> str:
+        # In fp64 rounding can neither hide nor feign a difference.
+        _same(_logits(inject(make_model().double(), config), batch), _logits(second.double(), batch), TOLERANCE)
         return "right after inject the model computes what it did before"
 
     tuned = make_model()
@@ -119,12 +133,17 @@ def check_invariants(
     adds = not {id(p) for p in tuned.parameters()} <= {id(p) for p in pretrained.values()}
     frozen = {n: p for n, p in pretrained.items() if p not in head and (adds or not p.requires_grad)}
     before = {name: p.detach().clone() for name, p in (frozen | trained).items()}
-    gradients = _train(tuned, batch)
+    (train or _train)(tuned, batch)
+    gradients = _gradients(tuned, batch)
 
     def gradients_where_intended() -> str:
         _none("pretrained weights are trained too", [n for n, p in frozen.items() if p.requires_grad])
         _none("frozen weights got a gradient", [n for n, p in frozen.items() if p.grad is not None])
         _none("the loss does not depend on these trainable weights", [n for n, g in gradients.items() if g is None])
+        own = {id(p) for p in pretrained.values()}
+        new = [n for n, p in tuned.named_parameters() if id(p) not in own]
+        if new and not set(new) & set(trained):
+            _none("the method's own weights are frozen too", new)
         return f"{len(trained)} tensors are trained, each gets a gradient, and no other does"
 
     def frozen_unchanged() -> str:
@@ -138,7 +157,7 @@ def check_invariants(
         return "training moved all that is trainable"
 
     def merge_is_equal() -> str:
-        wide = inject(make_model(), config).double()  # in fp64 rounding can neither hide nor feign a difference
+        wide = inject(make_model(), config).double()
         _copy(tuned, wide)
         unmerged = _logits(wide, batch)
         try:
@@ -154,9 +173,39 @@ def check_invariants(
             save(tuned, Path(folder))
             load(restored := make_model(), Path(folder))
         saved = dict(restored.named_parameters())
-        _none("these did not come back", [n for n, p in trained.items() if n not in saved or _differ(p, saved[n])])
+        # Some save an equal method in a plainer form: a prefix without its network, PiSSA as LoRA of twice the rank.
+        if any(n not in pretrained and (n not in saved or saved[n].shape != p.shape) for n, p in trained.items()):
+            _same(_logits(restored, batch), _logits(tuned, batch), 10 * TOLERANCE)
+            return "a model that is loaded from the saved, plainer form computes the same"
+        _none("these did not come back", [n for n, p in trained.items() if _differ(p, saved[n])])
         _same(_logits(restored, batch), _logits(tuned, batch), 0)
         return "a saved and loaded model computes the same, bit for bit"
+
+    def incomplete_refused() -> str:
+        with TemporaryDirectory() as folder:
+            save(tuned, Path(folder))
+            for file in Path(folder).glob("*.safetensors"):
+                lost, *kept = load_file(file).items()
+                save_file(dict(kept), file)
+                try:
+                    load(make_model(), Path(folder))
+                except Exception as refusal:
+                    return f"without {lost[0]} it says: {refusal}"
+                raise _BrokenError(f"a checkpoint without {lost[0]} was loaded without a word")
+        return "not checked: the checkpoint is no safetensors file"
+
+    def evaluation_repeatable() -> str:
+        if _differ(_logits(tuned, batch), _logits(tuned, batch)):
+            raise _BrokenError("two evaluations of the same batch differ")
+        return "two evaluations of the same batch are equal, bit for bit"
+
+    def full_precision() -> str:
+        half = make_model().to(torch.bfloat16)
+        own = set(half.parameters())
+        new = {n: p for n, p in trainable_parameters(inject(half, config)).items() if p not in own}
+        _none("new weights in half precision", [n for n, p in new.items() if p.dtype.itemsize < 4])
+        _logits(half, batch)
+        return "in a model in bfloat16, too, the new weights are float32"
 
     def parameter_count() -> str:
         count = count_parameters(tuned)
@@ -165,12 +214,15 @@ def check_invariants(
         return str(count)
 
     checks = {
-        "identity at initialisation": identity,
+        **({"identity at initialisation": starts_as_identity} if identity else {}),
         "only the intended parameters get gradients": gradients_where_intended,
         "frozen weights stay": frozen_unchanged,
         "trained weights change": trained_changed,
         "merged equals unmerged": merge_is_equal,
         "save and load": round_trip,
+        "an incomplete checkpoint is refused": incomplete_refused,
+        "evaluation is repeatable": evaluation_repeatable,
+        "new weights in full precision": full_precision,
     } | ({"parameter count": parameter_count} if expected_parameters is not None else {})
     return Report(tuple(_run(name, check) for name, check in checks.items()))
 
@@ -184,22 +236,23 @@ def _run(name: str, check: Callable[[], str]) -> Property:
         return Property(name, False, f"{type(error).__name__}: {error}. {_LIKELY[name]}")
 
 
-def _train(model: nn.Module, batch: Batch, steps: int = 4) -> dict[str, float | None]:
-    """A few AdamW steps; for each trained parameter its largest gradient (length), None where it never got one."""
-    trained = trainable_parameters(model)
-    optimizer = torch.optim.AdamW(trained.values(), lr=1e-2, weight_decay=0.0)
-    largest: dict[str, float | None] = dict.fromkeys(trained)
+def _train(model: nn.Module, batch: Batch, steps: int = 4) -> None:
+    optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=1e-2, weight_decay=0.0)
     model.train()
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)
         for _ in range(steps):
             model.zero_grad()
             model(**batch).loss.backward()
-            for name, p in trained.items():
-                if p.grad is not None:
-                    largest[name] = max(largest[name] or 0.0, p.grad.norm().item())
             optimizer.step()
-    return largest
+
+
+def _gradients(model: nn.Module, batch: Batch) -> dict[str, float | None]:
+    """For each trained parameter the length of its gradient, None where it has none."""
+    model.zero_grad()
+    model.eval()
+    model(**batch).loss.backward()
+    return {n: None if p.grad is None else p.grad.norm().item() for n, p in trainable_parameters(model).items()}
 
 
 @torch.no_grad()

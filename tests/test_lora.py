@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, HIDDEN, LANGUAGE_MODELS, Batch, fill_lora, make, make_batch
+from models import ALL_MODELS, CLASSIFIERS, HIDDEN, Batch, fill_lora, make, make_batch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
 from course_utils.methods import (
-    HeadOnlyConfig,
     LoRAConfig,
     LoRALinear,
     MethodError,
@@ -253,14 +252,6 @@ def test_a_fresh_lora_changes_nothing_and_draws_a_as_peft_does(kind: str) -> Non
     assert not torch.equal(a, c)
 
 
-def test_inject_leaves_the_random_state_alone() -> None:
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    inject(make("bert"), LoRAConfig())
-    assert torch.equal(torch.rand(2), expected)
-
-
 def test_only_lora_and_the_head_are_trainable() -> None:
     names = set(trainable_parameters(inject(make("bert"), LoRAConfig())))
     assert {n for n in names if "lora_" not in n} == {"classifier.weight", "classifier.bias"}
@@ -271,66 +262,6 @@ def test_only_lora_and_the_head_are_trainable() -> None:
     assert "bert.pooler.dense.weight" in trainable_parameters(with_pooler)  # trained as it is, so not wrapped
     with pytest.raises(TargetError, match=r"no module 'pooler'; the model has bert, dropout, classifier"):
         inject(make("bert"), LoRAConfig(head=("pooler",)))
-
-
-def test_a_copy_is_independent() -> None:
-    model = inject(make("bert"), LoRAConfig())
-    twin = copy.deepcopy(model)
-    fill_lora(twin)
-    batch = make_batch("bert")
-    assert torch.equal(model(**batch).logits, make("bert")(**batch).logits)
-    assert not torch.equal(twin(**batch).logits, model(**batch).logits)
-    assert twin.tuning == model.tuning
-    merge(twin)
-    assert model.tuning is not None
-
-
-# --- running --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ALL_MODELS)
-def test_a_batch_of_one_gives_the_row_of_the_batch(kind: str) -> None:
-    model = inject(make(kind), LoRAConfig())
-    fill_lora(model)
-    batch = make_batch(kind)
-    with torch.no_grad():
-        alone = model(**{key: value[:1] for key, value in batch.items()}).logits
-        assert torch.allclose(alone, model(**batch).logits[:1], atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", LANGUAGE_MODELS)
-def test_left_padding_and_generation(kind: str) -> None:
-    model = inject(make(kind), LoRAConfig(targets="all-linear"))
-    fill_lora(model, size=0.3)
-    batch = make_batch(kind, left=True)
-    inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
-    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
-    padded = model.generate(**inputs, **settings)[:, 9:]  # type: ignore[operator]
-    for row in range(4):
-        text = inputs["input_ids"][row : row + 1, row:]
-        alone = model.generate(text, attention_mask=torch.ones_like(text), **settings)  # type: ignore[operator]
-        assert torch.equal(alone[0, text.shape[1] :], padded[row])
-    untuned = make(kind).generate(**inputs, **settings)[:, 9:]
-    assert not torch.equal(untuned, padded)
-    assert torch.equal(merge(model).generate(**inputs, **settings)[:, 9:], padded)  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("reentrant", [False, True])
-@pytest.mark.parametrize("kind", ["bert", "gpt2-lm", "llama-lm"])
-def test_gradient_checkpointing_gives_the_same_gradients(kind: str, reentrant: bool) -> None:
-    plain, saving = (inject(make(kind), LoRAConfig(targets="all-linear")).train() for _ in range(2))
-    batch = make_batch(kind)
-    for model in (plain, saving):
-        fill_lora(model)
-    saving.gradient_checkpointing_enable({"use_reentrant": reentrant})  # type: ignore[operator]
-    saving.enable_input_require_grads()  # type: ignore[operator]  # the re-entrant kind needs it with frozen embeddings
-    for model in (plain, saving):
-        model(**batch).loss.backward()
-    for name, parameter in trainable_parameters(saving).items():
-        expected = trainable_parameters(plain)[name].grad
-        assert expected is not None
-        assert parameter.grad is not None, name
-        assert torch.allclose(parameter.grad, expected, rtol=1e-5, atol=1e-7), name
 
 
 # --- targets --------------------------------------------------------------------------------------------------------
@@ -413,14 +344,6 @@ def test_an_unknown_architecture_needs_targets() -> None:
     assert all(p.requires_grad for p in model.parameters())
     inject(model, LoRAConfig(rank=2, targets=("0",)))
     assert set(trainable_parameters(model)) == {"0.lora_A.weight", "0.lora_B.weight"}
-
-
-def test_a_second_method_is_refused() -> None:
-    model = inject(make("bert"), LoRAConfig())
-    names = set(trainable_parameters(model))
-    with pytest.raises(MethodError, match="already carries LoRA; merge it first"):
-        inject(model, HeadOnlyConfig())
-    assert set(trainable_parameters(model)) == names
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,66 @@
-"""Every tuning method behind one interface: `inject`, `trainable_parameters`, `merge`."""
+"""Every tuning method behind one interface: `inject`, `trainable_parameters`, `merge`, `eject`."""
 
+from course_utils.methods.adalora import AdaLoRAConfig, AdaLoRALinear, allocated_ranks
 from course_utils.methods.base import (
     MethodConfig,
     MethodError,
     TargetError,
     count_parameters,
+    eject,
     find_targets,
     inject,
     merge,
     trainable_parameters,
 )
-from course_utils.methods.lora import LoRAConfig, LoRALinear
+from course_utils.methods.bottleneck import HoulsbyConfig, ParallelAdapterConfig, PfeifferConfig
+from course_utils.methods.dora import DoRAConfig, DoRALinear
+from course_utils.methods.ia3 import IA3Config, IA3Linear
+from course_utils.methods.lora import LoRAConfig, LoRALinear, LoRAPlusConfig
+from course_utils.methods.pissa import PiSSAConfig, PiSSALinear
+from course_utils.methods.prefix import PrefixBody, PrefixTuningConfig, PTuningV2Config
+from course_utils.methods.prompts import PromptTuningConfig, PTuningConfig
+from course_utils.methods.qlora import NF4Linear, QLoRAConfig, dequantize, quantize
 from course_utils.methods.selective import BitFitConfig, FullConfig, HeadOnlyConfig, LastLayersConfig
+from course_utils.methods.vera import VeRAConfig, VeRALinear
 
 __all__ = [
+    "AdaLoRAConfig",
+    "AdaLoRALinear",
     "BitFitConfig",
+    "DoRAConfig",
+    "DoRALinear",
     "FullConfig",
     "HeadOnlyConfig",
+    "HoulsbyConfig",
+    "IA3Config",
+    "IA3Linear",
     "LastLayersConfig",
     "LoRAConfig",
     "LoRALinear",
+    "LoRAPlusConfig",
     "MethodConfig",
     "MethodError",
+    "NF4Linear",
+    "PTuningConfig",
+    "PTuningV2Config",
+    "ParallelAdapterConfig",
+    "PfeifferConfig",
+    "PiSSAConfig",
+    "PiSSALinear",
+    "PrefixBody",
+    "PrefixTuningConfig",
+    "PromptTuningConfig",
+    "QLoRAConfig",
     "TargetError",
+    "VeRAConfig",
+    "VeRALinear",
+    "allocated_ranks",
     "count_parameters",
+    "dequantize",
+    "eject",
     "find_targets",
     "inject",
     "merge",
+    "quantize",
     "trainable_parameters",
 ]

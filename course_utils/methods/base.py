@@ -6,7 +6,7 @@ model. Everything else is the same for all methods and stands here once::
     model = inject(model, LoRAConfig(rank=8))  # freeze, insert, keep the head trainable
     print(count_parameters(model))
     ...                                        # train
-    model = merge(model)                       # fold the update into the weights
+    model = merge(model)                       # fold the update into the weights, or eject(model): take it out
 """
 
 from __future__ import annotations
@@ -69,6 +69,19 @@ class MethodConfig(ABC):
     def apply(self, model: nn.Module) -> None:
         """Change `model` in place, or raise and change nothing. All its parameters are frozen when this is called."""
 
+    # Three things that a method may ask of the training loop; most ask nothing.
+
+    def rate_factor(self, parameter: str) -> float:
+        """By what the learning rate of the parameter with this dotted name is multiplied."""
+        return 1.0
+
+    def penalty(self, model: nn.Module) -> torch.Tensor | None:
+        """A scalar that is added to the loss of each step, or None."""
+        return None
+
+    def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 (most methods do nothing here)
+        """Called after optimiser step number `step`, counted from 1, while its gradients are still there."""
+
 
 class AdaptedLayer(nn.Module):
     """A layer of the model, wrapped together with what a method adds to it.
@@ -86,6 +99,10 @@ class AdaptedLayer(nn.Module):
     def merged(self) -> nn.Module:
         """The wrapped layer with the update folded into its weights, so that the wrapper is no longer needed."""
         raise MethodError(f"{type(self).__name__} computes something that no single weight can hold: no merge")
+
+    def removed(self) -> nn.Module:
+        """The wrapped layer as it was before the method came."""
+        return self.base
 
 
 def inject(model: nn.Module, config: MethodConfig, *, seed: int = 0) -> nn.Module:
@@ -112,6 +129,8 @@ def inject(model: nn.Module, config: MethodConfig, *, seed: int = 0) -> nn.Modul
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             config.apply(model)
+        for wrapper in (module for module in model.modules() if isinstance(module, AdaptedLayer)):
+            wrapper.train(wrapper.base.training)  # a new module is in training mode, whatever mode the model is in
     except Exception:
         for parameter, trainable in trainable_before.items():
             parameter.requires_grad_(trainable)
@@ -199,6 +218,27 @@ def _existing(linear: Mapping[str, nn.Module]) -> str:
     return f"The model's linear layers are called {', '.join(last_parts) or 'nothing'} (one in full: {example})."
 
 
+def find_body(model: nn.Module) -> tuple[str, nn.Module]:
+    """The name and the module of the transformer without its head: `model.bert`, `model.transformer`, `model.model`.
+
+    Raises:
+        MethodError: the model has no head, or is none of transformers.
+    """
+    name = getattr(model, "base_model_prefix", "")
+    body = getattr(model, name, None) if name else None
+    if not isinstance(body, nn.Module) or body is model:
+        raise MethodError(
+            f"{type(model).__name__} has no body below a head. This method needs a model with a task, such as "
+            "AutoModelForSequenceClassification or AutoModelForCausalLM"
+        )
+    return name, body
+
+
+def trainable_dtype(weight: torch.Tensor) -> torch.dtype:
+    """The type of new weights beside `weight`: float32 beside half precision, which is too coarse to learn in."""
+    return torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype
+
+
 def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
     """Put `new` where `model` has the module with the dotted name `name`."""
     parent, _, child = name.rpartition(".")
@@ -232,13 +272,17 @@ class ParameterCount:
 
 
 def count_parameters(model: nn.Module) -> ParameterCount:
-    """Count all parameters, the trained ones, and those of the trained head; shared ones count once."""
+    """Count all parameters, the trained ones, and those of the trained head; shared ones count once.
+
+    A layer that stores its weight in another form, such as several in one byte, says in `packed_parameters` how many
+    numbers that is.
+    """
     head = find_head(model)
     trained = trainable_parameters(model)
     return ParameterCount(
         trainable=_total(trained.values()),
         head=_total(p for name, p in trained.items() if name.startswith(tuple(h + "." for h in head))),
-        total=_total(model.parameters()),
+        total=_total(model.parameters()) + sum(getattr(module, "packed_parameters", 0) for module in model.modules()),
     )
 
 
@@ -251,7 +295,8 @@ def merge(model: nn.Module) -> nn.Module:
     """Fold what a method has learnt into the model's own weights and take its wrappers out.
 
     The merged model has the base model's size, speed and file format. It is changed in place, can no longer be told
-    from a fully fine-tuned one, and takes another method after that.
+    from a fully fine-tuned one, and takes another method after that. Quantised layers that a method wraps come out in
+    full precision: what was learnt is finer than their steps.
 
     Raises:
         MethodError: no method is in the model, or it cannot be merged. The model is then unchanged.
@@ -260,7 +305,37 @@ def merge(model: nn.Module) -> nn.Module:
         raise MethodError("there is nothing to merge: no method was injected, or it was merged already")
     adapted = {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLayer)}
     _refuse_shared_weights(model, adapted)
-    for name, module in {name: module.merged() for name, module in adapted.items()}.items():
+    quantized = {module: module.base for module in adapted.values() if hasattr(module.base, "dequantized")}
+    for wrapper, base in quantized.items():
+        wrapper.base = base.dequantized()  # type: ignore[operator]
+    try:
+        merged = {name: module.merged() for name, module in adapted.items()}
+    except MethodError:
+        for wrapper, base in quantized.items():
+            wrapper.base = base
+        raise
+    for name, layer in merged.items():
+        replace_module(model, name, layer)
+    model.tuning = None  # type: ignore[assignment]
+    return model
+
+
+def eject(model: nn.Module) -> nn.Module:
+    """Take a method out again without merging: the body computes what it did before `inject`, bit for bit.
+
+    The head stays as it was trained. The model is changed in place, and takes another method after that.
+
+    Raises:
+        MethodError: no method is in the model, or it changed the model's own weights and put nothing beside them
+            (full fine-tuning, BitFit), so that there is nothing to take out. The model is then unchanged.
+    """
+    config: MethodConfig | None = getattr(model, "tuning", None)
+    if config is None:
+        raise MethodError("there is nothing to take out: no method was injected, or it was merged already")
+    adapted = {name: module for name, module in model.named_modules() if isinstance(module, AdaptedLayer)}
+    if not adapted:
+        raise MethodError(f"{config.name} trains the model's own weights and adds nothing that could be taken out")
+    for name, module in {name: module.removed() for name, module in adapted.items()}.items():
         replace_module(model, name, module)
     model.tuning = None  # type: ignore[assignment]
     return model
@@ -270,11 +345,22 @@ def _refuse_shared_weights(model: nn.Module, adapted: Mapping[str, AdaptedLayer]
     """A language model's output layer often is its embedding table: to change the one would change the other."""
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     for name, module in adapted.items():
+        if type(module).merged is AdaptedLayer.merged:
+            continue  # it never merges, and says so itself
         if any(uses[id(p)] > 1 for p in module.base.parameters()):
             raise MethodError(
                 f"{name} shares its weight with another layer (tied embeddings), which a merge would change too. "
                 "Leave it out of the targets, or keep the model unmerged."
             )
+
+
+def refuse_packed_weights(module: nn.Module, method: str) -> None:
+    """Raise `MethodError` if a weight is stored in 4 bits, for a method that has to change the weight itself."""
+    if any(hasattr(part, "packed_parameters") for part in module.modules()):
+        raise MethodError(
+            f"{method} changes the weights themselves, and those of this model are stored in 4 bits. Call "
+            "dequantize(model) first, or use a method that adds its own weights, such as LoRA"
+        )
 
 
 def positive_integer(value: Any, name: str) -> None:

@@ -9,6 +9,8 @@ A linear layer computes ``h = W x + b``. LoRA freezes `W` and `b` and adds a sec
 
 Because B starts at zero, the model computes exactly what it did before until the first step. A layer trains
 ``rank · (in + out)`` numbers instead of ``in · out``.
+
+LoRA+ (Hayou et al. 2024, arXiv:2402.12354) computes the same and only lets B learn faster than A.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from course_utils.methods.base import (
     is_number,
     positive_integer,
     replace_module,
+    trainable_dtype,
 )
 
 
@@ -69,9 +72,39 @@ class LoRAConfig(MethodConfig):
     def apply(self, model: nn.Module) -> None:
         """Wrap each target in a `LoRALinear`."""
         layers = find_targets(model, self.targets, self.head)
-        adapted = {name: LoRALinear(layer, self) for name, layer in layers.items()}
+        adapted = {name: self.make_layer(layer) for name, layer in layers.items()}
         for name, layer in adapted.items():
             replace_module(model, name, layer)
+
+    def make_layer(self, base: Matrix) -> LoRALinear:
+        """The wrapper of one target, `base`, which stays as it is; the relatives of LoRA make another one here."""
+        return LoRALinear(base, self)
+
+
+@dataclass(frozen=True)
+class LoRAPlusConfig(LoRAConfig):
+    """LoRA+: the same model, but B learns with a higher rate than A.
+
+    B starts at zero and has to grow, while A is already as large as it should be; with one rate for both, either B is
+    too slow or A too restless, the more so the wider the model. The loop's `learning_rate` is A's and the head's: take
+    about half of what is right for LoRA. peft's `create_loraplus_optimizer` gives B's rate to every trained vector
+    too, such as the head's bias; the paper speaks of B alone, and so do we.
+
+    Args:
+        ratio: learning rate of B / learning rate of A, written λ; at least 1, which is plain LoRA.
+    """
+
+    name: ClassVar[str] = "LoRA+"
+    ratio: float = 16.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (is_number(self.ratio) and self.ratio >= 1):
+            raise MethodError(f"ratio must be a number of at least 1, got {self.ratio!r}: B is to learn faster than A")
+
+    def rate_factor(self, parameter: str) -> float:
+        """`ratio` for every B, 1 for all else."""
+        return self.ratio if parameter.endswith("lora_B.weight") else 1.0
 
 
 class LoRALinear(AdaptedLayer):
@@ -87,9 +120,7 @@ class LoRALinear(AdaptedLayer):
     def __init__(self, base: Matrix, config: LoRAConfig) -> None:
         super().__init__(base)
         inputs, outputs = layer_shape(base)
-        device, dtype = base.weight.device, base.weight.dtype
-        if dtype in (torch.float16, torch.bfloat16):
-            dtype = torch.float32  # half precision is too coarse to learn in; peft does the same
+        device, dtype = base.weight.device, trainable_dtype(base.weight)
         self.lora_A = nn.Linear(inputs, config.rank, bias=False, device=device, dtype=dtype)
         self.lora_B = nn.Linear(config.rank, outputs, bias=False, device=device, dtype=dtype)
         nn.init.kaiming_uniform_(self.lora_A.weight, a=math.sqrt(5))  # uniform in ± 1/√in
@@ -110,7 +141,7 @@ class LoRALinear(AdaptedLayer):
     def merged(self) -> nn.Module:
         """The base layer with ``W + ΔW`` as its weight."""
         weight = self.base.weight
-        delta = self.delta().T if isinstance(self.base, Conv1D) else self.delta()
+        delta = turned(self.base, self.delta())
         weight.data = (weight + delta).to(weight.dtype)  # adds in the wider of the two types
         return self.base
 
@@ -120,3 +151,8 @@ def layer_shape(layer: Matrix) -> tuple[int, int]:
     if isinstance(layer, Conv1D):
         return layer.nx, layer.nf
     return layer.in_features, layer.out_features
+
+
+def turned(layer: Matrix, matrix: torch.Tensor) -> torch.Tensor:
+    """(out, in) → the way round that the layer stores its weight, and back: a `Conv1D` stores (in, out)."""
+    return matrix.T if isinstance(layer, Conv1D) else matrix

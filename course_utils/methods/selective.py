@@ -3,7 +3,7 @@
 * full fine-tuning: all of them;
 * head only, also called feature extraction or linear probe: only the new head;
 * last layers: the head and the top blocks of the body;
-* BitFit: the head and every bias, ``b ← b + Δb`` (Ben Zaken et al. 2022, arXiv:2106.10199).
+* BitFit: the head and every bias, ``b ← b + Δb``, or two of them (Ben Zaken et al. 2022, arXiv:2106.10199).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from torch import nn
 
-from course_utils.methods.base import MethodConfig, MethodError, positive_integer
+from course_utils.methods.base import MethodConfig, MethodError, find_head, positive_integer, refuse_packed_weights
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class FullConfig(MethodConfig):
 
     def apply(self, model: nn.Module) -> None:
         """Unfreeze everything."""
+        refuse_packed_weights(model, self.name)
         model.requires_grad_(True)
 
 
@@ -35,6 +36,11 @@ class HeadOnlyConfig(MethodConfig):
 
     def apply(self, model: nn.Module) -> None:
         """Leave the body frozen; `inject` unfreezes the head."""
+        if not find_head(model, self.head):
+            raise MethodError(
+                f"{type(model).__name__} has no new head to train. Use a classifier, or name modules: "
+                "HeadOnlyConfig(head=('lm_head',))"
+            )
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ class LastLayersConfig(MethodConfig):
         path, blocks = _blocks(model)
         if self.layers > len(blocks):
             raise MethodError(f"layers is {self.layers}, but the model has only {len(blocks)} blocks")
+        refuse_packed_weights(model, self.name)
         for block in blocks[-self.layers :]:
             block.requires_grad_(True)
         names = [name for name, _ in model.named_parameters()]
@@ -73,20 +80,60 @@ def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     return max(lists, key=lambda item: len(item[1]))
 
 
+#: The paper's two biases, ends of dotted names by model type: b_q, of the query, and b_m2, of the feed-forward block's
+#: first layer.
+TWO_BIASES = {
+    "bert": (".attention.self.query.bias", ".intermediate.dense.bias"),
+    "roberta": (".attention.self.query.bias", ".intermediate.dense.bias"),
+    "xlm-roberta": (".attention.self.query.bias", ".intermediate.dense.bias"),
+    "distilbert": (".attention.q_lin.bias", ".ffn.lin1.bias"),
+}
+
+
 @dataclass(frozen=True)
 class BitFitConfig(MethodConfig):
-    """BitFit: train every bias, those of the layer normalisations included."""
+    """BitFit: train biases and leave every weight matrix as it was.
+
+    ``biases="all"`` trains every bias, those of the layer normalisations included: 102,912 numbers on BERT-base, and
+    102,914 with the head's own bias. ``biases="two"`` trains b_q and b_m2 of each block, which moved the most in the
+    paper: 12 · (768 + 3072) = 46,080. (The authors' code trains the pooler's bias beside them.)
+
+    Of all biases the key's does nothing in BERT, RoBERTa and GPT-2. It adds ``q · b_k`` to the scores of a query,
+    the same for each key, and the softmax does not see that. Its gradient is zero up to rounding.
+
+    Args:
+        biases: "all" or "two".
+    """
 
     name: ClassVar[str] = "BitFit"
+    biases: str = "all"
+
+    def __post_init__(self) -> None:
+        if self.biases not in ("all", "two"):
+            raise MethodError(
+                f"biases must be 'all' or 'two' (query and first feed-forward layer), got {self.biases!r}"
+            )
 
     def apply(self, model: nn.Module) -> None:
-        """Unfreeze every parameter that is called bias."""
-        biases = [p for name, p in model.named_parameters() if name.split(".")[-1] == "bias"]
+        """Unfreeze the parameters that are called bias, or those of the two."""
+        biases = {name: p for name, p in model.named_parameters() if name.split(".")[-1] == "bias"}
+        model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         if not biases:
-            model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
             raise MethodError(
                 f"BitFit trains biases, and this model ({model_type}) has none: the Llama family leaves them out of "
                 "its linear layers and normalisations. Use LoRA, or a model with biases (BERT, RoBERTa, GPT-2)."
             )
-        for bias in biases:
+        if self.biases == "two":
+            if model_type == "gpt2":
+                raise MethodError(
+                    "GPT-2 keeps the biases of query, key and value in one parameter, c_attn.bias, and a part of a "
+                    "parameter cannot be frozen. Use biases='all'."
+                )
+            if model_type not in TWO_BIASES:
+                raise MethodError(
+                    f"biases='two' is not defined for this model ({model_type}), only for {', '.join(TWO_BIASES)}. "
+                    "Use biases='all'."
+                )
+            biases = {name: p for name, p in biases.items() if name.endswith(TWO_BIASES[model_type])}
+        for bias in biases.values():
             bias.requires_grad_(True)

@@ -1,18 +1,9 @@
-"""Save what was trained, and load it again; LoRA in peft's own format, so that each reads the other's.
-
-A checkpoint is a folder with a JSON header and one safetensors file; nothing is ever unpickled.
-
-* Methods that peft has: `adapter_config.json` and `adapter_model.safetensors`, as `PeftModel.save_pretrained` writes.
-* Others: `tuning_config.json` and `tuning_model.safetensors`, our own header and the parameters by name.
-
-peft loads a file whose keys do not match without a word, and the adapter then does nothing. Our loader raises.
-"""
+"""Write a checkpoint's folder and read it, all of it or nothing."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, fields
@@ -24,33 +15,63 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
+from course_utils.checkpoints.adalora import AdaLoRAFormat
+from course_utils.checkpoints.dora import DoRAFormat
+from course_utils.checkpoints.formats import CheckpointError, PeftFormat, common_header
+from course_utils.checkpoints.ia3 import IA3Format
+from course_utils.checkpoints.lora import LoRAFormat, LoRAPlusFormat
+from course_utils.checkpoints.pissa import PiSSAFormat
+from course_utils.checkpoints.prefix import PrefixFormat, PTuningV2Format
+from course_utils.checkpoints.prompts import PromptTuningFormat, PTuningFormat
+from course_utils.checkpoints.qlora import QLoRAFormat
+from course_utils.checkpoints.vera import VeRAFormat
 from course_utils.methods import (
     BitFitConfig,
     FullConfig,
     HeadOnlyConfig,
+    HoulsbyConfig,
     LastLayersConfig,
-    LoRAConfig,
-    LoRALinear,
     MethodConfig,
     MethodError,
+    ParallelAdapterConfig,
+    PfeifferConfig,
     inject,
     trainable_parameters,
 )
-from course_utils.methods.base import find_head
 
 _PEFT_NAMES = _PEFT_HEADER, _PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _OWN_NAMES = _OWN_HEADER, _OWN_WEIGHTS = "tuning_config.json", "tuning_model.safetensors"
 _OWN_FORMAT = 1
-_PEFT_PREFIX = "base_model.model."
 _OWN_METHODS: dict[str, type[MethodConfig]] = {
-    config.name: config for config in (FullConfig, HeadOnlyConfig, LastLayersConfig, BitFitConfig)
+    config.name: config
+    for config in (
+        FullConfig,
+        HeadOnlyConfig,
+        LastLayersConfig,
+        BitFitConfig,
+        HoulsbyConfig,
+        PfeifferConfig,
+        ParallelAdapterConfig,
+    )
 }
 
 
-class CheckpointError(ValueError):
-    """The folder holds no checkpoint that fits this model. The model is unchanged."""
+#: Methods that peft has; each header is read by the first that says that it is its own.
+PEFT_FORMATS: tuple[PeftFormat, ...] = (
+    AdaLoRAFormat(),
+    VeRAFormat(),
+    IA3Format(),
+    DoRAFormat(),
+    PiSSAFormat(),
+    LoRAPlusFormat(),
+    QLoRAFormat(),
+    LoRAFormat(),
+    PromptTuningFormat(),
+    PTuningFormat(),
+    PrefixFormat(),
+    PTuningV2Format(),
+)
 
 
 def save(model: nn.Module, folder: str | Path) -> Path:
@@ -74,23 +95,31 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         )
     # Contiguous clones: safetensors refuses tensors that share memory.
     tensors = {name: p.detach().cpu().clone().contiguous() for name, p in trainable_parameters(model).items()}
-    if isinstance(config, LoRAConfig):
-        header, (header_name, weights_name), other_names = _lora_to_peft(model, config), _PEFT_NAMES, _OWN_NAMES
-        tensors = {_PEFT_PREFIX + name: tensor for name, tensor in tensors.items()}
+    peft_format = next((entry for entry in PEFT_FORMATS if entry.method is type(config)), None)
+    if peft_format is not None:
+        header = common_header(model, config) | peft_format.header(model, config)
+        header_name, weights_name = _PEFT_NAMES
+        files = {weights_name: peft_format.to_peft(tensors, model)}
+        extra = peft_format.extra_tensors(model)
+        if peft_format.extra_file is not None and extra:
+            files[peft_format.extra_file] = extra
     else:
         header = {"format": _OWN_FORMAT, "method": config.name, "settings": asdict(config)}
-        (header_name, weights_name), other_names = _OWN_NAMES, _PEFT_NAMES
+        header_name, weights_name = _OWN_NAMES
+        files = {weights_name: tensors}
     path = Path(folder)
     existed = path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
         # All is written inside a temporary folder first: a full disk leaves nothing half-written behind.
         with TemporaryDirectory(prefix=".partial-", dir=path) as temporary:
-            save_file(tensors, Path(temporary, weights_name), metadata={"format": "pt"})
+            for name, content in files.items():
+                save_file(content, Path(temporary, name), metadata={"format": "pt"})
             Path(temporary, header_name).write_text(json.dumps(header, indent=2, sort_keys=True) + "\n", "utf-8")
-            for name in (weights_name, header_name):
+            for name in (*files, header_name):
                 os.replace(Path(temporary, name), path / name)
-        for name in other_names:  # an older checkpoint in the other format would be read instead of this one
+        extra_names = {entry.extra_file for entry in PEFT_FORMATS if entry.extra_file is not None}
+        for name in {*_PEFT_NAMES, *_OWN_NAMES, *extra_names} - {*files, header_name}:  # of an older checkpoint
             (path / name).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         if not existed:
@@ -115,11 +144,17 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
             missing or unexpected; a shape does not fit. The model is then unchanged.
     """
     path = Path(folder)
+    peft_format: PeftFormat | None = None
     try:
         if (path / _PEFT_HEADER).is_file():
-            config: MethodConfig = _lora_from_peft(_read_json(path / _PEFT_HEADER), model)
-            tensors = _read_tensors(path / _PEFT_WEIGHTS)
-            tensors = {_without_prefix(key): tensor for key, tensor in tensors.items()}
+            peft_format, config = _peft_config(_read_json(path / _PEFT_HEADER), model)
+            stored = _read_tensors(path / _PEFT_WEIGHTS)
+            if peft_format.extra_file is not None:
+                if (path / peft_format.extra_file).is_file():
+                    stored |= _read_tensors(path / peft_format.extra_file)
+                else:
+                    config = peft_format.without_extra(config)
+            tensors = peft_format.from_peft(stored, model, config)
         elif (path / _OWN_HEADER).is_file():
             config = _own_config(_read_json(path / _OWN_HEADER))
             tensors = _read_tensors(path / _OWN_WEIGHTS)
@@ -132,20 +167,26 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
     with torch.no_grad():
         for name, parameter in trainable_parameters(model).items():
             parameter.copy_(tensors[name])
+        if peft_format is not None:
+            peft_format.load_frozen(model, stored)
     return model
 
 
 def _expected_shapes(model: nn.Module, config: MethodConfig) -> dict[str, torch.Size]:
     """What the checkpoint must hold, found on a copy without memory, so that the model stays as it is."""
-    weights = (*model.parameters(), *model.buffers())
-    copy = deepcopy(model, {id(weight): _without_memory(weight) for weight in weights})
+    copy = without_memory(model)
     inject(copy, config)
     return {name: p.shape for name, p in trainable_parameters(copy).items()}
 
 
-def _without_memory(weight: torch.Tensor) -> torch.Tensor:
-    empty = weight.detach().to("meta")
-    return nn.Parameter(empty, weight.requires_grad) if isinstance(weight, nn.Parameter) else empty
+def without_memory(model: nn.Module) -> nn.Module:
+    """A copy of a model that has its modules and shapes and none of its numbers."""
+
+    def empty(weight: torch.Tensor) -> torch.Tensor:
+        meta = weight.detach().to("meta")
+        return nn.Parameter(meta, weight.requires_grad) if isinstance(weight, nn.Parameter) else meta
+
+    return deepcopy(model, {id(weight): empty(weight) for weight in (*model.parameters(), *model.buffers())})
 
 
 def _check_fits(expected: dict[str, torch.Size], tensors: dict[str, torch.Tensor]) -> None:
@@ -205,81 +246,11 @@ def _own_config(header: dict[str, Any]) -> MethodConfig:
     return method(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
 
 
-# --- LoRA in peft's format ------------------------------------------------------------------------------------------
-
-#: Settings that we read, each into a field of `LoRAConfig`.
-_READ = {"peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "modules_to_save"}
-#: Settings that do not change what a loaded checkpoint computes: where it comes from, how it was initialised, how
-#: peft stores a matrix (we see that in the model), and sizes that count only beside a setting that is refused.
-_HARMLESS = {
-    *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision", "task_type"),
-    *("corda_config", "eva_config", "lora_ga_config", "loftq_config"),
-    *("ensure_weight_tying", "fan_in_fan_out", "megatron_core", "qalora_group_size", "runtime_config"),
-}
-#: Initialisations that leave the pretrained weights alone. The others (PiSSA, OLoRA, LoftQ ...) change them, so their
-#: checkpoint fits only a backbone that was changed in the same way.
-_INITIALISATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
-
-
-def _lora_to_peft(model: nn.Module, config: LoRAConfig) -> dict[str, Any]:
-    task = {"SequenceClassification": "SEQ_CLS", "CausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
-    task_type = next((value for end, value in task.items() if type(model).__name__.endswith(end)), None)
-    wrapped = {name: module.base for name, module in model.named_modules() if isinstance(module, LoRALinear)}
-    return {
-        "peft_type": "LORA",
-        "task_type": task_type,
-        "base_model_name_or_path": getattr(model.config, "name_or_path", None) or None,
-        "r": config.rank,
-        "lora_alpha": config.alpha,
-        "lora_dropout": config.dropout,
-        "use_rslora": config.rank_stabilized,
-        "target_modules": sorted(wrapped),
-        "modules_to_save": list(find_head(model, config.head)) or None,
-        "fan_in_fan_out": any(isinstance(base, Conv1D) for base in wrapped.values()),
-        "bias": "none",
-        "inference_mode": True,
-    }
-
-
-def _lora_from_peft(header: dict[str, Any], model: nn.Module) -> LoRAConfig:
-    if header.get("peft_type") != "LORA":
-        raise CheckpointError(f"peft_type is {header.get('peft_type')!r}; the course reads LORA so far")
-    if header.get("bias", "none") != "none":
-        raise CheckpointError(
-            f"the checkpoint trains biases beside LoRA (bias={header['bias']!r}), which ours does not"
-        )
-    if header.get("init_lora_weights", True) not in _INITIALISATIONS:
-        raise CheckpointError(
-            f"init_lora_weights={header['init_lora_weights']!r} also changes the pretrained weights, which this "
-            "checkpoint does not hold. In peft, convert it to plain LoRA when saving."
-        )
-    for setting in sorted(set(header) - _READ - _HARMLESS - {"bias", "init_lora_weights"}):
-        # Off is None, False or empty, for all of peft's variants; 0 is not off: layers_to_transform=0 means a layer.
-        if header[setting] not in (None, "", [], {}) and header[setting] is not False:
-            raise CheckpointError(
-                f"the checkpoint uses {setting}={header[setting]!r}, which the course's LoRA does not implement"
-            )
+def _peft_config(header: dict[str, Any], model: nn.Module) -> tuple[PeftFormat, MethodConfig]:
+    peft_format = next((entry for entry in PEFT_FORMATS if entry.reads(header)), None)
+    if peft_format is None:
+        raise CheckpointError(f"peft_type is {header.get('peft_type')!r}, which the course does not read")
     try:
-        targets = header["target_modules"]
-        return LoRAConfig(
-            rank=header["r"],
-            alpha=header["lora_alpha"],
-            dropout=header.get("lora_dropout", 0.0),
-            targets=targets if isinstance(targets, str | None) else tuple(targets),
-            rank_stabilized=header.get("use_rslora", False),
-            head=_head_from_peft(header.get("modules_to_save") or (), model),
-        )
-    except (KeyError, TypeError) as error:
+        return peft_format, peft_format.settings(header, model)
+    except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{_PEFT_HEADER} lacks a setting or has one of a wrong type: {error}") from error
-
-
-def _head_from_peft(names: Sequence[str], model: nn.Module) -> tuple[str, ...]:
-    """peft names "classifier" and "score" for every classifier, whichever it has, and matches ends of dotted names."""
-    existing = [name for name, _ in model.named_modules()]
-    return tuple(name for name in existing if any(name == n or name.endswith("." + n) for n in names))
-
-
-def _without_prefix(key: str) -> str:
-    if not key.startswith(_PEFT_PREFIX):
-        raise CheckpointError(f"unexpected key {key!r}: keys of a LoRA checkpoint begin with {_PEFT_PREFIX!r}")
-    return key.removeprefix(_PEFT_PREFIX)

@@ -1,0 +1,291 @@
+"""AdaLoRA: give each matrix the rank it deserves, out of one budget for all (Zhang et al. 2023, arXiv:2303.10512).
+
+The update has the form of a singular value decomposition, so that one number switches one direction on or off::
+
+    h = W x + b + s · P (Λ ⊙ Q x)        ΔW = s · P Λ Q        s = alpha / (init_rank + 1e-5), as in peft
+
+    Q: (rank, in)    lora_A    normal, deviation 0.02    right singular vectors, as rows
+    Λ: (rank, 1)     lora_E    zero                      singular values, the diagonal of a matrix
+    P: (out, rank)   lora_B    normal, deviation 0.02    left singular vectors, as columns
+
+A penalty keeps the rows of Q and the columns of P nearly orthonormal, as singular vectors are. Direction i of a matrix,
+its "triplet", is one column of P, one singular value and one row of Q. Its importance is that of its numbers::
+
+    S_i = s(λ_i) + mean_j s(P_ji) + mean_j s(Q_ij)        s(w) = Ī(w) · Ū(w)        I(w) = |w · ∂L/∂w|
+    Ī ← β1 Ī + (1 - β1) I    (smoothed)        Ū ← β2 Ū + (1 - β2) |I - Ī|    (how much it varies)
+
+After every `interval` steps all triplets of all matrices are ranked together, and the singular values of those outside
+the budget are set to zero. The budget, counted in triplets::
+
+    the first initial_steps     init_rank · matrices                     everything learns
+    then                        falls along a cubic curve                a triplet may still come back
+    the last final_steps        target_rank · matrices                   the ranks stay, the rest goes on learning
+
+Λ starts at zero, so the model computes exactly what it did before until the first step. While training, a layer holds
+``init_rank · (in + out + 1)`` numbers; a checkpoint holds only the triplets that are left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import nn
+
+from course_utils.methods.base import (
+    AdaptedLayer,
+    Matrix,
+    MethodConfig,
+    MethodError,
+    Targets,
+    find_targets,
+    is_number,
+    positive_integer,
+    replace_module,
+    trainable_dtype,
+)
+from course_utils.methods.lora import layer_shape, turned
+
+
+@dataclass(frozen=True)
+class AdaLoRAConfig(MethodConfig):
+    """The settings of AdaLoRA.
+
+    Args:
+        init_rank: triplets of each matrix at the start.
+        target_rank: triplets of a matrix at the end, on average; below `init_rank`.
+        total_steps: of the whole training, ``epochs · len(loader)``. Must be given: the budget is planned over it. A
+            model from before step ``total_steps - final_steps`` still has more than the target budget.
+        initial_steps: at the start, with the whole budget.
+        final_steps: at the end, with the target budget.
+        interval: steps from one ranking to the next.
+        beta1: how slowly the importance forgets, above 0 and below 1.
+        beta2: how slowly its variation forgets, above 0 and below 1.
+        orthogonality: weight of the penalty, 0 or more.
+        alpha: sets the strength of the update, as in LoRA; above 0.
+        dropout: share of the inputs of Q that are set to zero while training, from 0 to below 1.
+        targets: the matrices to adapt, see `find_targets`; None means query and value.
+        ranks: name of a matrix → its rank, for a model whose ranks were allocated before. A checkpoint sets it when it
+            is loaded; the ranks then stay as they are.
+    """
+
+    name: ClassVar[str] = "AdaLoRA"
+    init_rank: int = 12
+    target_rank: int = 8
+    total_steps: int = field(default=0, kw_only=True)
+    initial_steps: int = 0
+    final_steps: int = 0
+    interval: int = 1
+    beta1: float = 0.85
+    beta2: float = 0.85
+    orthogonality: float = 0.5
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: Targets | None = None
+    ranks: Mapping[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("init_rank", "target_rank", "interval"):
+            positive_integer(getattr(self, name), name)
+        for name in ("total_steps", "initial_steps", "final_steps"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise MethodError(f"{name} must be a whole number of at least 0, got {value!r}")
+        if self.total_steps == 0:
+            raise MethodError(
+                "AdaLoRA plans its budget over the whole training: give total_steps, the number of its steps, which is "
+                "epochs · len(loader)"
+            )
+        if self.target_rank >= self.init_rank:
+            raise MethodError(
+                f"target_rank must be below init_rank, got {self.target_rank} and {self.init_rank}: AdaLoRA starts "
+                "with more than it keeps. Without that, use LoRA."
+            )
+        if max(self.initial_steps, 1) >= self.last_allocation:  # the first ranking needs a step to look at
+            raise MethodError(
+                f"total_steps={self.total_steps} leaves no steps to lower the ranks in, after initial_steps="
+                f"{self.initial_steps} and before final_steps={self.final_steps}: lower these two"
+            )
+        for name in ("beta1", "beta2"):
+            if not (is_number(getattr(self, name)) and 0 < getattr(self, name) < 1):
+                raise MethodError(f"{name} must be above 0 and below 1, got {getattr(self, name)!r}")
+        if not (is_number(self.orthogonality) and self.orthogonality >= 0):
+            raise MethodError(
+                f"orthogonality must be a number of at least 0, got {self.orthogonality!r}; 0 turns it off"
+            )
+        if not (is_number(self.alpha) and self.alpha > 0):
+            raise MethodError(f"alpha must be a number above 0, got {self.alpha!r}: 0 turns AdaLoRA off")
+        if not (is_number(self.dropout) and 0 <= self.dropout < 1):
+            raise MethodError(f"dropout is a share from 0 to below 1, got {self.dropout!r}")
+
+    @property
+    def last_allocation(self) -> int:
+        """The step after which the ranks stay."""
+        return self.total_steps - self.final_steps
+
+    def apply(self, model: nn.Module) -> None:
+        """Wrap each target in an `AdaLoRALinear`."""
+        layers, ranks = find_targets(model, self.targets, self.head), dict(self.ranks or {})
+        if not set(ranks) <= set(layers):
+            raise MethodError(f"ranks names {sorted(set(ranks) - set(layers))[0]!r}, which is not among the targets")
+        adapted = {name: AdaLoRALinear(layer, self, ranks.get(name, self.init_rank)) for name, layer in layers.items()}
+        for name, layer in adapted.items():
+            replace_module(model, name, layer)
+
+    def budget(self, step: int, matrices: int) -> int:
+        """How many triplets all matrices together may have after this step, counted from 1."""
+        if step <= self.initial_steps:
+            return self.init_rank * matrices
+        if step >= self.last_allocation:
+            return self.target_rank * matrices
+        left = 1 - (step - self.initial_steps) / (self.last_allocation - self.initial_steps)  # of the way, from 1 to 0
+        return int((self.init_rank - self.target_rank) * matrices * left**3 + self.target_rank * matrices)
+
+    def penalty(self, model: nn.Module) -> torch.Tensor:
+        """How far P and Q are from orthonormal: ``orthogonality · mean ‖Q Qᵀ - I‖`` over all Q, and all P as ``PᵀP``.
+
+        The length ‖·‖ of a matrix is the root of the sum of its squares. The paper sums the squares themselves; peft
+        takes the mean of the lengths, and so do we.
+        """
+        distances = []
+        for layer in _layers(model):
+            for products in (layer.lora_A @ layer.lora_A.T, layer.lora_B.T @ layer.lora_B):  # (rank, rank)
+                identity = torch.eye(len(products), dtype=products.dtype, device=products.device)
+                distances.append((products - identity).norm())
+        return self.orthogonality * (sum(distances, distances[0].new_zeros(())) / len(distances))
+
+    @torch.no_grad()
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Watch the importance of all triplets, and cut to the budget when it is time."""
+        if self.ranks is not None:
+            return  # allocated before
+        layers = _layers(model)
+        if step < self.last_allocation:
+            for layer in layers:
+                layer.observe(self.beta1, self.beta2)
+        if step > self.last_allocation:  # the optimiser has moved the cut singular values away from zero again
+            for layer in layers:
+                layer.cut()
+        elif step == self.last_allocation or (step > self.initial_steps and step % self.interval == 0):
+            cut_to_budget(layers, self.budget(step, len(layers)))
+
+
+class AdaLoRALinear(AdaptedLayer):
+    """A frozen linear layer with a sum of triplets beside it: ``h = base(x) + s · P (Λ ⊙ Q x)``.
+
+    Args:
+        base: an `nn.Linear` (weight (out, in)) or GPT-2's `Conv1D` (weight (in, out)).
+        config: the settings.
+        rank: how many triplets; 0 is allowed, after an allocation.
+    """
+
+    base: Matrix
+    kept: torch.Tensor  # (rank,), which triplets the last ranking kept
+
+    def __init__(self, base: Matrix, config: AdaLoRAConfig, rank: int) -> None:
+        super().__init__(base)
+        inputs, outputs = layer_shape(base)
+        device, dtype = base.weight.device, trainable_dtype(base.weight)
+        self.lora_A = nn.Parameter(0.02 * torch.randn(rank, inputs, device=device, dtype=dtype))
+        self.lora_E = nn.Parameter(torch.zeros(rank, 1, device=device, dtype=dtype))
+        self.lora_B = nn.Parameter(0.02 * torch.randn(outputs, rank, device=device, dtype=dtype))
+        self.dropout = nn.Dropout(config.dropout)
+        self.alpha, self.divisor = config.alpha, config.init_rank + 1e-5  # also when fewer triplets are left
+        self.register_buffer("kept", torch.ones(rank, dtype=torch.bool, device=device), persistent=False)
+        self.importance_A = Importance(self.lora_A)
+        self.importance_E = Importance(self.lora_E)
+        self.importance_B = Importance(self.lora_B)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (batch, tokens, in) → (batch, tokens, out)
+        """Compute ``base(x) + s · P (Λ ⊙ Q x)``."""
+        h = self.base(x)
+        x = self.dropout(x.to(self.lora_A.dtype))
+        update = x @ (self.lora_A * self.lora_E).T @ self.lora_B.T
+        return (h + update * self.alpha / self.divisor).to(h.dtype)
+
+    def delta(self) -> torch.Tensor:
+        """The learnt change of the weight, ``ΔW = s · P Λ Q``, of shape (out, in)."""
+        return self.lora_B @ (self.lora_A * self.lora_E) * self.alpha / self.divisor
+
+    def merged(self) -> nn.Module:
+        """The base layer with ``W + ΔW`` as its weight."""
+        weight = self.base.weight
+        weight.data = (weight + turned(self.base, self.delta())).to(weight.dtype)
+        return self.base
+
+    def observe(self, beta1: float, beta2: float) -> None:
+        """Update the importance of all numbers from the gradients of this step."""
+        for weight, importance in (
+            (self.lora_A, self.importance_A),
+            (self.lora_E, self.importance_E),
+            (self.lora_B, self.importance_B),
+        ):
+            if weight.grad is None:
+                raise MethodError(
+                    "AdaLoRA found a weight without a gradient. Call after_step after optimizer.step() and before "
+                    "zero_grad(), and adapt only layers that the model uses."
+                )
+            importance.update((weight * weight.grad).abs(), beta1, beta2)
+
+    def scores(self) -> torch.Tensor:  # (rank,)
+        """The importance S of each triplet."""
+        of_vectors = self.importance_A.score().mean(dim=1) + self.importance_B.score().mean(dim=0)
+        return self.importance_E.score().view(-1) + of_vectors
+
+    def cut(self) -> None:
+        """Set the singular values of the triplets that are not kept to zero."""
+        self.lora_E.masked_fill_(~self.kept[:, None], 0.0)
+
+    def alive(self) -> torch.Tensor:  # (rank,)
+        """Which triplets count: those kept, and any other whose singular value is not zero."""
+        return self.kept | (self.lora_E.detach() != 0).view(-1)
+
+
+class Importance(nn.Module):
+    """The notes of the allocator on one parameter: the importance of its numbers, smoothed over the steps.
+
+    Args:
+        weight: the parameter.
+    """
+
+    sensitivity: torch.Tensor  # Ī
+    uncertainty: torch.Tensor  # Ū
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        super().__init__()
+        # Buffers, so that a copy of the model has its own; not in the state dict, because only training needs them.
+        self.register_buffer("sensitivity", torch.zeros_like(weight), persistent=False)
+        self.register_buffer("uncertainty", torch.zeros_like(weight), persistent=False)
+
+    def update(self, now: torch.Tensor, beta1: float, beta2: float) -> None:
+        """Smooth in this step's ``I = |w · ∂L/∂w|``, about how much the loss would change if w were zero."""
+        self.sensitivity = beta1 * self.sensitivity + (1 - beta1) * now
+        self.uncertainty = beta2 * self.uncertainty + (1 - beta2) * (now - self.sensitivity).abs()
+
+    def score(self) -> torch.Tensor:
+        """``s(w) = Ī(w) · Ū(w)``, of the parameter's shape."""
+        return self.sensitivity * self.uncertainty
+
+
+def cut_to_budget(layers: list[AdaLoRALinear], budget: int) -> None:
+    """Keep the `budget` most important triplets of all layers together, and cut the others.
+
+    Triplets whose score equals that of the best one outside the budget are cut too, as in peft.
+    """
+    scores = [layer.scores() for layer in layers]
+    ranked = torch.cat(scores)
+    threshold = ranked.kthvalue(len(ranked) - budget).values  # the best score that is outside the budget
+    for layer, score in zip(layers, scores, strict=True):
+        layer.kept = score > threshold
+        layer.cut()
+
+
+def allocated_ranks(model: nn.Module) -> dict[str, int]:
+    """Name of each adapted matrix → how many triplets it has now."""
+    return {name: int(m.alive().sum()) for name, m in model.named_modules() if isinstance(m, AdaLoRALinear)}
+
+
+def _layers(model: nn.Module) -> list[AdaLoRALinear]:
+    return [module for module in model.modules() if isinstance(module, AdaLoRALinear)]

@@ -1,0 +1,182 @@
+"""Quantisation: store a weight in 4 bits instead of 32 (NF4; Dettmers et al. 2023, arXiv:2305.14314).
+
+All formats here do the same: divide by the largest absolute value, so that all numbers lie in [-1, 1], and store for
+each number the index of the nearest *level* of a fixed table. To read it back, look the level up and multiply::
+
+    code  = nearest level of  w / absmax          absmax = max |w|, one for each row or block of numbers
+    w_hat = level[code] · absmax
+
+* **int8** (the stepping stone): 255 levels at equal distances, one absmax for each row.
+* **NF4**: 16 levels where a normal distribution has its weight (`nf4_levels`), one absmax for each block of 64 numbers,
+  two codes in one byte. An outlier then spoils 63 neighbours and not a whole row.
+* **double quantisation**: the absmax values are themselves stored in 8 bits, see `double_quantize_absmax`.
+
+Bits for each weight: 4 + 32/64 = 4.5 for NF4; 4 + 8/64 + 32/(64 · 256) = 4.127 with double quantisation.
+"""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+import torch
+from torch.nn.functional import pad
+
+from course_utils.methods.base import MethodError, positive_integer
+
+#: Numbers that share one absmax in NF4, and absmax values that share one scale in double quantisation.
+BLOCK, ABSMAX_BLOCK = 64, 256
+
+
+# --- int8 -----------------------------------------------------------------------------------------------------------
+
+
+def quantize_int8_absmax(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round each row to 255 equally spaced levels: ``code = round(127 · w / absmax)``.
+
+    Args:
+        weight: (rows, columns).
+
+    Returns:
+        The codes, int8 (rows, columns), and the absmax of each row, float32 (rows,).
+    """
+    absmax = weight.float().abs().amax(dim=1)
+    codes = torch.round(weight * (127 / _not_zero(absmax)).unsqueeze(1))
+    return codes.to(torch.int8), absmax
+
+
+def dequantize_int8_absmax(codes: torch.Tensor, absmax: torch.Tensor) -> torch.Tensor:
+    """``w_hat = code · absmax / 127``, float32 (rows, columns)."""
+    return codes * (absmax / 127).unsqueeze(1)
+
+
+# --- NF4 ------------------------------------------------------------------------------------------------------------
+
+
+def nf4_levels(offset: float = 0.9677083) -> torch.Tensor:
+    """The 16 levels of the 4-bit NormalFloat, ascending from -1 to 1.
+
+    Trained weights are close to normally distributed. The levels are therefore quantiles of the normal distribution:
+    close together near 0, where most weights are, and far apart at the ends. Three details are easily missed:
+
+    * 0 must be a level, so that a weight of 0 (padding, pruning) stays 0. Sixteen levels and one in the middle leave
+      two unequal halves: 8 positive levels, 7 negative ones, and 0.
+    * The quantile of probability 1 is infinite, so the halves start a little inside, at `offset`. The authors take the
+      mean of 1 - 1/32 and 1 - 1/30, half a step inside for 16 and for 15 levels: 0.9677083.
+    * Each half runs from `offset` to 1/2 (whose quantile is 0) at equal steps of probability: 8 steps, 7 steps.
+
+    Dividing by the largest makes the ends -1 and 1.
+    """
+
+    def half(steps: int) -> list[float]:
+        probabilities = torch.linspace(offset, 0.5, steps + 1)[:-1].tolist()
+        return [NormalDist().inv_cdf(p) for p in probabilities]
+
+    levels = torch.tensor(sorted([-q for q in half(7)] + [0.0] + half(8)))
+    return levels / levels.max()
+
+
+NF4_LEVELS = nf4_levels()
+
+
+def quantize_nf4(weight: torch.Tensor, block_size: int = BLOCK) -> tuple[torch.Tensor, torch.Tensor]:
+    """Store a weight in NF4.
+
+    Args:
+        weight: of any shape; its numbers are taken row by row. The last block may be shorter.
+        block_size: how many neighbouring numbers share one absmax.
+
+    Returns:
+        The codes, two in each byte, the first of a pair in the high four bits: uint8 (⌈numbers / 2⌉,). And the absmax
+        of each block: float32 (⌈numbers / block_size⌉,).
+
+    Raises:
+        MethodError: `block_size` is no whole number of at least 1.
+    """
+    codes, absmax = quantize_blocks(weight, NF4_LEVELS, block_size)
+    codes = pad(codes, (0, codes.numel() % 2), value=7)  # the last number's missing partner: a 0, whose code is 7
+    return codes[::2] << 4 | codes[1::2], absmax
+
+
+def dequantize_nf4(
+    codes: torch.Tensor, absmax: torch.Tensor, shape: tuple[int, ...], block_size: int = BLOCK
+) -> torch.Tensor:
+    """Read a weight of this `shape` back from what `quantize_nf4` returned: float32."""
+    unpacked = torch.stack([codes >> 4, codes & 15], dim=1).flatten()[: math.prod(shape)]
+    return dequantize_blocks(unpacked, absmax, NF4_LEVELS, block_size).view(shape)
+
+
+# --- double quantisation --------------------------------------------------------------------------------------------
+
+
+def dynamic_levels() -> torch.Tensor:
+    """The 256 levels of an 8-bit float with a moving point (Dettmers 2016, arXiv:1511.04561), ascending.
+
+    For each power of ten from 10⁻⁶ to 10⁰ there are 1, 2, 4 ... 64 levels between a tenth of it and it: the middles of
+    equal intervals. Large numbers get many digits, small ones still get one. Their negatives, 0 and 1 make 256.
+    """
+    positive: list[float] = []
+    for exponent in range(7):
+        edges = torch.linspace(0.1, 1, 2**exponent + 1)
+        positive += (10 ** (exponent - 6) * (edges[:-1] + edges[1:]) / 2).tolist()
+    return torch.tensor(sorted([-level for level in positive] + [0.0] + positive + [1.0]))
+
+
+DYNAMIC_LEVELS = dynamic_levels()
+
+
+def double_quantize_absmax(
+    absmax: torch.Tensor, block_size: int = ABSMAX_BLOCK
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Store absmax values in 8 bits each.
+
+    They are all positive and of similar size. Without their mean they lie around 0, where the table has its sign and
+    its fine levels.
+
+    Returns:
+        The codes, uint8 (values,); one scale for each block, float32 (⌈values / block_size⌉,); the mean, float32 ().
+    """
+    mean = absmax.mean()
+    codes, scales = quantize_blocks(absmax - mean, DYNAMIC_LEVELS, block_size)
+    return codes, scales, mean
+
+
+def dequantize_absmax(
+    codes: torch.Tensor, scales: torch.Tensor, mean: torch.Tensor, block_size: int = ABSMAX_BLOCK
+) -> torch.Tensor:
+    """Read the absmax values back from what `double_quantize_absmax` returned: float32 (values,)."""
+    return dequantize_blocks(codes, scales, DYNAMIC_LEVELS, block_size) + mean
+
+
+def bits_per_parameter(block_size: int = BLOCK, *, double: bool = True) -> float:
+    """What one weight costs: 4 bits, and its share of the scales (the one mean of a matrix left out)."""
+    return 4 + (8 / block_size + 32 / (block_size * ABSMAX_BLOCK) if double else 32 / block_size)
+
+
+# --- what NF4 and double quantisation share -------------------------------------------------------------------------
+
+
+def quantize_blocks(values: torch.Tensor, levels: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Divide each block by its absmax and take the nearest level: codes, uint8 (numbers,), and absmax (blocks,)."""
+    positive_integer(block_size, "block_size")
+    if not values.is_floating_point():
+        raise MethodError(f"only floating point numbers can be quantised, got {values.dtype}: quantised already?")
+    flat = values.detach().float().flatten()
+    blocks = pad(flat, (0, -flat.numel() % block_size)).view(-1, block_size)
+    absmax = blocks.abs().amax(dim=1)
+    scaled = (blocks * (1 / _not_zero(absmax)).unsqueeze(1)).clamp(-1, 1)  # clamp: the product may round above 1
+    middles = (levels[1:] + levels[:-1]) / 2  # between two levels: below it the lower one is nearer
+    codes = torch.bucketize(scaled, middles.to(scaled.device))
+    return codes.flatten()[: flat.numel()].to(torch.uint8), absmax
+
+
+def dequantize_blocks(codes: torch.Tensor, absmax: torch.Tensor, levels: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Look the levels up and multiply each block by its absmax: float32 (numbers,)."""
+    found = levels.to(codes.device)[codes.long()]
+    blocks = pad(found, (0, -found.numel() % block_size)).view(-1, block_size)
+    return (blocks * absmax.unsqueeze(1)).flatten()[: found.numel()]
+
+
+def _not_zero(absmax: torch.Tensor) -> torch.Tensor:
+    """A block of nothing but zeros must not become 0 / 0."""
+    return absmax.clamp(min=torch.finfo(torch.float32).tiny)

@@ -1,0 +1,320 @@
+"""DoRA equals peft's, number for number: outputs, gradients, steps, merge and checkpoints."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import ALL_MODELS, CLASSIFIERS, HIDDEN, Batch, make, make_batch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from test_lora import plain_name, relative
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification
+
+from course_utils.checkpoints import CheckpointError, load, save
+from course_utils.methods import (
+    DoRAConfig,
+    DoRALinear,
+    LoRAConfig,
+    MethodError,
+    count_parameters,
+    inject,
+    merge,
+    trainable_parameters,
+)
+
+#: The factor is no power of two: the order of the products shows in the last bit.
+CONFIG = DoRAConfig(rank=3, alpha=7, targets="all-linear")
+
+
+def peft_model(kind: str, config: DoRAConfig, model: Any = None) -> PeftModel:
+    """The same model under peft's own DoRA."""
+    settings = LoraConfig(
+        use_dora=True,
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft takes fractions too
+        lora_dropout=config.dropout,
+        use_rslora=config.rank_stabilized,
+        target_modules=config.targets,  # type: ignore[arg-type]
+        task_type="SEQ_CLS" if kind in CLASSIFIERS else "CAUSAL_LM",
+        fan_in_fan_out=kind.startswith("gpt2"),
+    )
+    return get_peft_model(make(kind) if model is None else model, settings).eval()
+
+
+def peft_trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """peft's trained parameters under our names."""
+    named = {plain_name(name): parameter for name, parameter in trainable_parameters(model).items()}
+    return {name.replace("magnitude_vector.weight", "magnitude_vector"): p for name, p in named.items()}
+
+
+@torch.no_grad()
+def fill(model: nn.Module, *, seed: int = 1) -> None:
+    """A, B and m far from where they begin, under whoever's names. In place."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(parameter * (1 + 0.2 * noise) if "magnitude" in name else 0.1 * noise)
+
+
+def pair(kind: str, config: DoRAConfig = CONFIG, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, PeftModel]:
+    """Ours and peft's with the same A, B and m."""
+    ours, theirs = inject(make(kind).to(dtype), config), peft_model(kind, config, make(kind).to(dtype))
+    fill(ours)
+    mine, reference = trainable_parameters(ours), peft_trainable(theirs)
+    assert set(mine) == set(reference)
+    with torch.no_grad():
+        for name, parameter in reference.items():
+            parameter.copy_(mine[name])
+    return ours, theirs
+
+
+def differences(ours: nn.Module, theirs: PeftModel, batch: Batch, *, seed: int = 0) -> dict[str, float]:
+    """What is not bit-equal after one forward and backward pass, and how large the relative difference is."""
+    outputs = []
+    for model in (ours, theirs):
+        model.zero_grad()
+        torch.manual_seed(seed)  # of the dropout, where there is one
+        outputs.append(model(**batch))
+        outputs[-1].loss.backward()
+    pairs = {"logits": (outputs[0].logits, outputs[1].logits), "loss": (outputs[0].loss, outputs[1].loss)}
+    for name, parameter in peft_trainable(theirs).items():
+        gradient = trainable_parameters(ours)[name].grad
+        assert gradient is not None
+        assert parameter.grad is not None
+        pairs[f"gradient of {name}"] = (gradient, parameter.grad)
+    return {name: relative(*both) for name, both in pairs.items() if not torch.equal(*both)}
+
+
+# --- equal to peft --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ALL_MODELS)
+def test_a_fresh_dora_changes_nothing_and_starts_as_peft_s(kind: str) -> None:
+    ours, theirs = inject(make(kind), CONFIG), peft_model(kind, CONFIG)
+    batch = make_batch(kind)
+    assert torch.equal(ours(**batch).logits, make(kind)(**batch).logits)
+    magnitudes = {name: p for name, p in peft_trainable(theirs).items() if "magnitude" in name}
+    assert len(magnitudes) == sum(isinstance(m, DoRALinear) for m in ours.modules()) > 0
+    for name, parameter in magnitudes.items():
+        assert torch.equal(trainable_parameters(ours)[name], parameter), name
+
+
+@pytest.mark.parametrize("config", [CONFIG, DoRAConfig(rank=5, alpha=4, rank_stabilized=True)], ids=str)
+@pytest.mark.parametrize("kind", ALL_MODELS)
+def test_forward_and_gradients_equal_peft(kind: str, config: DoRAConfig) -> None:
+    ours, theirs = pair(kind, config)
+    batch = make_batch(kind)
+    assert differences(ours, theirs, batch) == {}
+    assert not torch.allclose(ours(**batch).logits, make(kind)(**batch).logits, rtol=1e-2)  # DoRA does do something
+
+
+@pytest.mark.parametrize("kind", ALL_MODELS)
+def test_dropout_equals_peft_under_one_seed(kind: str) -> None:
+    ours, theirs = pair(kind, DoRAConfig(dropout=0.3, targets="all-linear"))
+    batch = make_batch(kind)
+    plain = ours(**batch).logits
+    assert differences(ours.train(), theirs.train(), batch) == {}
+    assert not torch.allclose(ours(**batch).logits, plain, rtol=1e-2)
+    assert differences(ours.eval(), theirs.eval(), batch) == {}
+
+
+@pytest.mark.parametrize("kind", ALL_MODELS)
+def test_ten_steps_give_peft_s_weights_bit_for_bit(kind: str) -> None:
+    ours, theirs = pair(kind)
+    start = {name: p.detach().clone() for name, p in trainable_parameters(ours).items()}
+    for model in (ours, theirs):
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        for step in range(10):
+            optimizer.zero_grad()
+            model(**make_batch(kind, seed=step)).loss.backward()
+            optimizer.step()
+    for name, parameter in peft_trainable(theirs).items():
+        mine = trainable_parameters(ours)[name]
+        assert torch.equal(mine, parameter), name
+        assert not torch.equal(mine, start[name]), name
+
+
+# --- the classic mistakes -------------------------------------------------------------------------------------------
+
+
+class NotDetached(DoRALinear):
+    """The length of the rows takes part in the gradient."""
+
+    row_lengths = DoRALinear.row_lengths.__wrapped__  # type: ignore[attr-defined]  # without @torch.no_grad
+
+
+class ColumnLengths(DoRALinear):
+    """The length of each input's column, as a careless reading of the paper's ‖·‖_c suggests."""
+
+    @torch.no_grad()
+    def row_lengths(self) -> torch.Tensor:
+        return torch.linalg.norm(self.base.weight + self.delta(), dim=0)
+
+
+class ScaledBias(DoRALinear):
+    """The bias is scaled with the rest."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        g = self.lora_magnitude_vector / self.row_lengths()
+        return g * (self.base(x) + self.lora_B(self.lora_A(x)) * self.scaling)
+
+
+def with_mistake(mistake: type[DoRALinear]) -> dict[str, float]:
+    """What the comparison says when one layer of the tiny BERT makes a mistake."""
+    ours, theirs = pair("bert", DoRAConfig(rank=4, alpha=8))
+    batch = make_batch("bert")
+    assert differences(ours, theirs, batch) == {}
+    next(m for m in ours.modules() if isinstance(m, DoRALinear)).__class__ = mistake
+    return differences(ours, theirs, batch)
+
+
+def test_a_missing_detach_shows_in_the_gradients_alone() -> None:
+    found = with_mistake(NotDetached)
+    layer = "bert.encoder.layer.0.attention.self.query"
+    assert set(found) == {f"gradient of {layer}.lora_A.weight", f"gradient of {layer}.lora_B.weight"}
+    assert min(found.values()) > 0.05
+
+
+@pytest.mark.parametrize("mistake", [ColumnLengths, ScaledBias])
+def test_a_wrong_formula_shows_in_the_logits(mistake: type[DoRALinear]) -> None:
+    assert with_mistake(mistake)["logits"] > 1e-4
+
+
+# --- merging, half precision ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ALL_MODELS)
+def test_merged_equals_unmerged_and_peft(kind: str) -> None:
+    ours, theirs = pair(kind)
+    batch = make_batch(kind)
+    with torch.no_grad():
+        unmerged = ours(**batch).logits
+        merged = merge(ours)(**batch).logits
+        assert relative(merged, unmerged) <= 1e-6
+        assert torch.equal(merged, theirs.merge_and_unload()(**batch).logits)
+
+
+@pytest.mark.parametrize(("dtype", "gate"), [(torch.bfloat16, 5e-3), (torch.float16, 1e-3)], ids=str)
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+def test_half_precision_equals_peft(kind: str, dtype: torch.dtype, gate: float) -> None:
+    ours, theirs = pair(kind, CONFIG, dtype)
+    layer = next(m for m in ours.modules() if isinstance(m, DoRALinear))
+    x = torch.randn(64, HIDDEN, generator=torch.Generator().manual_seed(0)).to(dtype)
+    batch = make_batch(kind)
+    with torch.no_grad():
+        assert ours(**batch).logits.dtype == dtype
+        assert torch.equal(ours(**batch).logits, theirs(**batch).logits)
+        unmerged = layer(x).float()
+        reference = theirs.merge_and_unload().state_dict()
+        for name, tensor in merge(ours).state_dict().items():
+            assert tensor.dtype == reference[name].dtype
+            assert torch.equal(tensor, reference[name]), name
+        assert relative(layer.base(x).float(), unmerged) <= gate
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
+def test_a_fresh_dora_changes_nothing_in_half_precision_where_peft_rounds_m(kind: str) -> None:
+    """The one deviation: peft measures m in the base's own type, we in float32."""
+    half, batch = make(kind).to(torch.bfloat16), make_batch(kind)
+    expected = half(**batch).logits
+    assert torch.equal(inject(half, CONFIG)(**batch).logits, expected)
+    theirs = peft_trainable(peft_model(kind, CONFIG, make(kind).to(torch.bfloat16)))
+    for name, parameter in trainable_parameters(half).items():
+        if "magnitude" in name:
+            assert parameter.dtype == theirs[name].dtype == torch.float32
+            assert 0 < relative(parameter, theirs[name]) < 2**-8
+
+
+# --- what is inserted -----------------------------------------------------------------------------------------------
+
+
+def test_parameter_count_on_bert_base() -> None:
+    with torch.device("meta"):
+        model = BertForSequenceClassification(BertConfig())
+    count = count_parameters(inject(model, DoRAConfig(rank=8)))
+    assert count.trainable - count.head == 313_344 == 12 * 2 * (8 * (768 + 768) + 768)
+
+
+def test_a_row_of_zeros_is_refused_and_nothing_changes() -> None:
+    model = make("gpt2")
+    layer = model.transformer.h[1].attn.c_attn
+    layer.weight.data[:, 5] = 0  # Conv1D: (in, out)
+    with pytest.raises(MethodError, match="1 of the 96 rows of a target are zero"):
+        inject(model, DoRAConfig())
+    assert not any(isinstance(m, DoRALinear) for m in model.modules())
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_settings_are_checked_as_those_of_lora() -> None:
+    with pytest.raises(MethodError, match="rank must be a whole number of at least 1, got 0"):
+        DoRAConfig(rank=0)
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def logits(model: Any, kind: str) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(**make_batch(kind)).logits
+
+
+@pytest.mark.parametrize("kind", ALL_MODELS)
+def test_checkpoints_go_both_ways(kind: str, tmp_path: Path) -> None:
+    ours, theirs = pair(kind, DoRAConfig(rank=4, alpha=2.5, targets="all-linear", rank_stabilized=True))
+    with torch.no_grad():
+        for parameter in (p for name, p in trainable_parameters(ours).items() if "lora_" not in name):
+            parameter.mul_(1.5)  # the head is saved too
+    expected, of_peft = logits(ours, kind), logits(theirs, kind)
+    save(ours, tmp_path / "ours")
+    assert torch.equal(logits(PeftModel.from_pretrained(make(kind), tmp_path / "ours"), kind), expected)
+    again = load(make(kind), tmp_path / "ours")
+    assert torch.equal(logits(again, kind), expected)
+    assert isinstance(again.tuning, DoRAConfig)
+    theirs.save_pretrained(str(tmp_path / "peft"))
+    assert torch.equal(logits(load(make(kind), tmp_path / "peft"), kind), of_peft)
+    assert set(load_file(tmp_path / "ours" / "adapter_model.safetensors")) == set(
+        load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    )
+
+
+def test_the_magnitude_s_key_with_and_without_weight(tmp_path: Path) -> None:
+    model = inject(make("bert"), DoRAConfig())
+    fill(model)
+    file = save(model, tmp_path) / "adapter_model.safetensors"
+    tensors = load_file(file)
+    magnitudes = [key for key in tensors if "magnitude" in key]
+    assert all(key.endswith(".lora_magnitude_vector") for key in magnitudes)
+    renamed = {f"{key}.weight" if key in magnitudes else key: tensor for key, tensor in tensors.items()}
+    save_file(renamed, file)
+    assert torch.equal(logits(load(make("bert"), tmp_path), "bert"), logits(model, "bert"))
+    save_file(renamed | {magnitudes[0]: tensors[magnitudes[0]].clone()}, file)
+    with pytest.raises(CheckpointError, match=r"is there twice, with and without \.weight"):
+        load(make("bert"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (DoRAConfig(), {"use_dora": False}, "unexpected .*lora_magnitude_vector"),
+        (LoRAConfig(), {"use_dora": True}, "missing .*lora_magnitude_vector"),
+        (DoRAConfig(), {"init_lora_weights": "pissa"}, "init_lora_weights='pissa' also changes"),
+        (DoRAConfig(), {"bias": "lora_only"}, "bias='lora_only'"),
+    ],
+    ids=str,
+)
+def test_a_header_that_does_not_fit_is_refused(
+    config: LoRAConfig, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    file = save(inject(make("bert"), config), tmp_path) / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    model = make("bert")
+    with pytest.raises(CheckpointError, match=message):
+        load(model, tmp_path)
+    assert list(model.state_dict()) == list(make("bert").state_dict())
+    assert not hasattr(model, "tuning")
