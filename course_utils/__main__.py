@@ -12,11 +12,14 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("doctor", help="check this computer and say how to mend what is wrong")
     fetching = commands.add_parser("fetch", help="download and verify the model and the data")
-    fetching.add_argument("names", nargs="*", metavar="NAME", help="which ones; default: all")
+    fetching.add_argument("names", nargs="*", metavar="NAME", help="which ones; default: all that every chapter needs")
     # These read their own options, --help too.
     commands.add_parser("notebooks", help="write and run the labs and solutions", add_help=False)
     commands.add_parser("new", help="start a chapter", add_help=False)
     commands.add_parser("study", help="compare methods over several seeds", add_help=False)
+    commands.add_parser("study-evaluation", help="what one test split can say", add_help=False)
+    commands.add_parser("study-optimizers", help="what chapter 2 measures", add_help=False)
+    commands.add_parser("study-ranks", help="LoRA's rank against accuracy", add_help=False)
     commands.add_parser("bench", help="time and memory against peft", add_help=False)
     chosen, rest = parser.parse_known_args(arguments)
     if rest and chosen.command in ("doctor", "fetch"):
@@ -42,6 +45,18 @@ def main(arguments: list[str] | None = None) -> int:
             from course_utils import study
 
             return study.main(rest)
+        case "study-optimizers":
+            from course_utils import study_optimizers
+
+            return study_optimizers.main(rest)
+        case "study-evaluation":
+            from course_utils import study_evaluation
+
+            return study_evaluation.main(rest)
+        case "study-ranks":
+            from course_utils import study_ranks
+
+            return study_ranks.main(rest)
         case _:
             from course_utils import bench
 
@@ -52,7 +67,7 @@ def _fetch(names: list[str]) -> int:
     from course_utils.assets import ASSETS, AssetError, fetch
 
     try:
-        for name in names or ASSETS:
+        for name in names or [name for name, asset in ASSETS.items() if not asset.on_demand]:
             print(f"{name}: {fetch(name)}", flush=True)
     except AssetError as error:
         print(error, file=sys.stderr)

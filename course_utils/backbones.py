@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import socket
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import torch
+from filelock import FileLock
 from huggingface_hub import constants as hub
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
-from course_utils.assets import ASSETS, fetch
+from course_utils.assets import ASSETS, AssetError, fetch
 from course_utils.data import LABELS
 
 DEFAULT_BACKBONE = "minilm"
+DEFAULT_LANGUAGE_MODEL = "smollm2"
 
 
 class BackboneError(ValueError):
@@ -84,9 +91,79 @@ def load_classifier(
     return model.train(), tokenizer
 
 
+def load_causal_lm(
+    name: str | Path = DEFAULT_LANGUAGE_MODEL, *, dtype: torch.dtype = torch.float32
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A pretrained language model that writes text, and its tokenizer.
+
+    Args:
+        name: "smollm2" (the course's default: Llama architecture, 30 layers, 135 million weights, no hub needed), any
+            Hub id of a decoder such as "gpt2" or "meta-llama/Llama-3.2-1B", or a local folder with a model.
+        dtype: of the weights.
+
+    Returns:
+        The model in training mode with every weight trainable, and the tokenizer, which pads on the left: a model that
+        writes on must end each row of a batch with text. Where the tokenizer has no token for padding, the one for the
+        end of a text serves; mask padding by position then, or the model never learns to stop.
+
+    Raises:
+        BackboneError: nothing of that name exists or can be reached, or it is no such model.
+        AssetError: the default model could not be fetched.
+    """
+    source = _locate(name)
+    offline = not Path(source).is_dir() and not _hub_reachable()
+    with _quiet():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
+            config = AutoConfig.from_pretrained(source, local_files_only=offline)
+            if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+                raise ValueError(f"a {config.model_type} model reads in both directions and cannot write on")
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=offline)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+            raise BackboneError(_explain(name, error, DEFAULT_LANGUAGE_MODEL, "gpt2")) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "left"
+    _limit_length(tokenizer, model.config)
+    return model.train(), tokenizer
+
+
+def _unpack_gguf(folder: Path) -> Path:
+    """Turn a model of 4-bit numbers into an ordinary one, once: to unpack it takes a quarter of a minute each time.
+
+    It is kept in 16 bits: a weight is a number of 4 bits times a scale of 16, so more would hold next to nothing.
+    """
+    target = folder.with_name(f"{folder.name}-unpacked")
+    partial = folder.with_name(f"{folder.name}.partial-unpacked")  # `fetch` too sweeps such a folder away
+    with FileLock(f"{target}.lock"):
+        if target.is_dir():
+            return target
+        print("unpacking the language model, once ...", file=sys.stderr, flush=True)
+        shutil.rmtree(partial, ignore_errors=True)  # from an interrupted run; we hold the lock
+        (file,) = folder.glob("*.gguf")
+        try:
+            with _quiet():
+                unpacked = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float16)
+                settings = unpacked.config.to_dict()
+                settings.pop("quantization_config", None)
+                model = type(unpacked)(type(unpacked.config)(**settings)).to(torch.float16)
+                model.load_state_dict(unpacked.state_dict())
+                model.save_pretrained(partial)
+                AutoTokenizer.from_pretrained(folder, gguf_file=file.name).save_pretrained(partial)
+            os.replace(partial, target)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise AssetError(
+                f"could not unpack the language model into {target}: {error}. It needs 300 MB of disk: free some, or "
+                "set COURSE_CACHE to a folder that you may write to"
+            ) from error
+    return target
+
+
 def _locate(name: str | Path) -> str:
     if str(name) in ASSETS:
-        return str(fetch(str(name)))
+        folder = fetch(str(name))
+        return str(_unpack_gguf(folder) if any(folder.glob("*.gguf")) else folder)
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -121,11 +198,13 @@ def _limit_length(tokenizer: PreTrainedTokenizerBase, config: object) -> None:
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert"}
 
 
-def _explain(name: str | Path, error: Exception) -> str:
+def _explain(
+    name: str | Path, error: Exception, default: str = DEFAULT_BACKBONE, example: str = "bert-base-uncased"
+) -> str:
     said = str(error).strip() or type(error).__name__
     return (
-        f"could not load the backbone {str(name)!r}. Expected 'minilm' (comes with the course), a folder with a saved "
-        f"model, or a Hub id such as 'bert-base-uncased' (needs the network, or a model fetched before). "
+        f"could not load the backbone {str(name)!r}. Expected {default!r} (comes with the course), a folder with a "
+        f"saved model, or a Hub id such as {example!r} (needs the network, or a model fetched before). "
         f"The loader said: {said.splitlines()[0]}"
     )
 

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from course_utils.assets import AssetError
-from course_utils.backbones import BackboneError, load_classifier
+from course_utils.backbones import BackboneError, load_causal_lm, load_classifier
 from course_utils.data import load_sentiment, make_loader
 from course_utils.methods import LoRAConfig, inject
 from course_utils.training import TrainingConfig, fit, predict
@@ -241,3 +241,34 @@ def test_a_damaged_folder(damage: str, folders: dict[str, Path], tmp_path: Path)
 def test_the_ratings_are_no_backbone() -> None:
     with pytest.raises((BackboneError, AssetError), match="ratings"):
         load_classifier("ratings")
+
+
+# --- language models ------------------------------------------------------------------------------------------------
+
+
+def test_the_default_language_model_answers(capfd: pytest.CaptureFixture[str]) -> None:
+    load_causal_lm()  # fetched and unpacked, if they were not
+    capfd.readouterr()
+    model, tokenizer = load_causal_lm()
+    assert "unpacking" not in capfd.readouterr().err
+    assert sum(parameter.numel() for parameter in model.parameters()) == 134_515_008
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.training and model.config.model_type == "llama" and tokenizer.padding_side == "left"
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    answer = model.eval().generate(**inputs, max_new_tokens=12, do_sample=False)  # type: ignore[operator]
+    assert "Paris" in tokenizer.decode(answer[0, inputs["input_ids"].shape[1] :])
+
+
+def test_a_language_model_from_a_folder(folders: dict[str, Path]) -> None:
+    model, tokenizer = load_causal_lm(folders["gpt2"], dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
+    inputs = tokenizer(["good", "a longer text"], padding=True, return_tensors="pt")
+    assert inputs["attention_mask"][0, 0] == 0
+    with torch.no_grad():
+        assert model(**inputs).logits.shape == (*inputs["input_ids"].shape, len(tokenizer))
+
+
+def test_an_encoder_is_no_language_model(folders: dict[str, Path]) -> None:
+    with pytest.raises(BackboneError, match=r"Expected 'smollm2'.*bert model reads in both directions"):
+        load_causal_lm(folders["bert"])

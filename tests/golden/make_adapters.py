@@ -3,9 +3,9 @@
 That library needs an older transformers than the course, so this runs in an environment of its own, outside the
 repository, and `test_bottleneck.py` compares with the file. From the repository's root::
 
-    python3 -m venv /tmp/golden
-    /tmp/golden/bin/pip install torch==2.13.0 transformers==4.57.6 adapters==1.3.0
-    /tmp/golden/bin/python tests/golden/make_adapters.py
+    python3 -m venv golden-env
+    golden-env/bin/pip install torch==2.13.0 transformers==4.57.6 adapters==1.3.0
+    golden-env/bin/python tests/golden/make_adapters.py
 
 All weights are drawn by `draw`, from the name of the parameter, with a generator that NumPy never changes. So the file
 need not hold them. Everything is computed in fp64 and stored in fp32.
