@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from course_utils import results, study
+from course_utils import bench, results, study
 
 
 def test_the_goals_on_the_tweets_are_met() -> None:
@@ -22,10 +23,27 @@ def test_the_goals_on_the_tweets_are_met() -> None:
     assert quality["texts"]["test"] > 800
 
 
-def test_our_lora_costs_no_more_than_pefts() -> None:
-    bench = results.read("bench")
-    assert bench["step"]["ratio"] <= 1.05
-    assert bench["memory"]["ratio"] <= 1.05
+@pytest.mark.parametrize("method", sorted(results.read("bench")["methods"]))
+def test_a_method_costs_no_more_than_its_reference(method: str) -> None:
+    row = results.read("bench")["methods"][method]
+    assert method in bench.CONTESTS
+    assert row["step"]["ratio"] <= 1.05
+    assert row["memory"]["ratio"] <= 1.05
+
+
+@pytest.mark.parametrize("method", sorted(bench.CONTESTS))
+def test_both_sides_of_a_contest_train_the_same(method: str) -> None:
+    contest = bench.CONTESTS[method]
+    batch = {key: value[:4] for key, value in bench._batches(1)[0].items()}
+    trained, losses = [], []
+    for build in bench.SIDES.values():
+        model = build(contest).train()
+        bench._step(model, bench._optimizer(model), batch, 1)
+        trained.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
+        logits = model.eval()(**batch).logits
+        losses.append(torch.nn.functional.cross_entropy(logits, batch["labels"]).item())
+    assert trained[0] == trained[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.5)  # each drew its own random start
 
 
 def test_the_rate_is_chosen_on_validation_with_the_first_seed() -> None:
