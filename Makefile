@@ -87,7 +87,7 @@ bench: assets
 doctor: $(VENV)/installed
 	@$(BIN)/python -m course_utils doctor
 
-# The README's pictures, from the built book and the results.
+# The README's pictures and the card of a link, from the built book and the results.
 pictures: $(VENV)/installed-test book
 	@$(BIN)/python tests/browser.py
 

@@ -1,1 +1,7 @@
-"""A small from-scratch implementation of every tuning method that the course teaches."""
+"""Every parameter-efficient fine-tuning method from scratch, and what the course's labs need around it."""
+
+import logging
+
+# Where bitsandbytes is installed (the tests compare with it), accelerate imports it, and on some processors it says at
+# once that an optional package for speed is missing. Nothing in the course uses that, and a lab should begin quietly.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -17,9 +17,11 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("notebooks", help="write and run the labs and solutions", add_help=False)
     commands.add_parser("new", help="start a chapter", add_help=False)
     commands.add_parser("study", help="compare methods over several seeds", add_help=False)
+    commands.add_parser("study-data", help="what the chapter on data measures", add_help=False)
     commands.add_parser("study-evaluation", help="what one test split can say", add_help=False)
     commands.add_parser("study-optimizers", help="what chapter 2 measures", add_help=False)
     commands.add_parser("study-ranks", help="LoRA's rank against accuracy", add_help=False)
+    commands.add_parser("study-training", help="what the chapter on the training loop measures", add_help=False)
     commands.add_parser("bench", help="time and memory against peft", add_help=False)
     chosen, rest = parser.parse_known_args(arguments)
     if rest and chosen.command in ("doctor", "fetch"):
@@ -45,6 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
             from course_utils import study
 
             return study.main(rest)
+        case "study-data":
+            from course_utils import study_data
+
+            return study_data.main(rest)
         case "study-optimizers":
             from course_utils import study_optimizers
 
@@ -57,6 +63,10 @@ def main(arguments: list[str] | None = None) -> int:
             from course_utils import study_ranks
 
             return study_ranks.main(rest)
+        case "study-training":
+            from course_utils import study_training
+
+            return study_training.main(rest)
         case _:
             from course_utils import bench
 

@@ -7,6 +7,7 @@ import shutil
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -146,7 +147,8 @@ def _unpack_gguf(folder: Path) -> Path:
                 unpacked = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float16)
                 settings = unpacked.config.to_dict()
                 settings.pop("quantization_config", None)
-                model = type(unpacked)(type(unpacked.config)(**settings)).to(torch.float16)
+                model: Any = type(unpacked)(type(unpacked.config)(**settings))
+                model.to(torch.float16)
                 model.load_state_dict(unpacked.state_dict())
                 model.save_pretrained(partial)
                 AutoTokenizer.from_pretrained(folder, gguf_file=file.name).save_pretrained(partial)

@@ -16,9 +16,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from sklearn.feature_extraction.text import CountVectorizer
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
@@ -144,6 +148,33 @@ def clean(frame: pd.DataFrame, threshold: float = 0.5) -> tuple[pd.DataFrame, Cl
     unique["label"] = (unique["rating"] > 0).astype(int)
     counts = Cleaning(len(frame), len(frame) - len(rated), len(rated) - len(filled), len(filled) - len(unique))
     return unique.reset_index(drop=True), counts
+
+
+def near_duplicate_groups(texts: list[str], similarity: float = 0.7) -> np.ndarray:
+    """Put texts that are almost the same into one group, to keep a group on one side of a split.
+
+    Two texts are near-duplicates when they share so many of their trigrams (three letters in a row within a word):
+    the number in both, divided by the number in one or the other (Jaccard). Upper case and punctuation between words
+    hardly count. Groups are closed: if A is near B and B is near C, all three are one group. Every pair is compared, so
+    ten thousand texts are the limit.
+
+    Args:
+        texts: cleaned texts.
+        similarity: from 0 (nothing in common) to 1 (the same trigrams).
+
+    Returns:
+        The number of its group for each text; a text without near-duplicates is a group of its own.
+    """
+    if not 0 < similarity <= 1:
+        raise DataError(f"similarity is a share above 0 and at most 1, got {similarity}")
+    trigrams = CountVectorizer(analyzer="char_wb", ngram_range=(3, 3), binary=True, dtype=np.int32)
+    grams = trigrams.fit_transform(texts)
+    sizes = np.asarray(grams.sum(axis=1)).ravel()
+    both = (grams @ grams.T).tocoo()
+    near = both.data >= similarity * (sizes[both.row] + sizes[both.col] - both.data)
+    links = coo_matrix((both.data[near], (both.row[near], both.col[near])), shape=both.shape)
+    groups: np.ndarray = connected_components(links, directed=False)[1]
+    return groups
 
 
 def load_sentiment(

@@ -177,7 +177,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("number", type=int, help="of the chapter, 1 to 99")
     parser.add_argument("name", help="of the files, such as lora_family")
     parser.add_argument("title", help='such as "The LoRA family"')
-    parser.add_argument("--part", help="caption of the part in _toc.yml; default: the last one")
+    parser.add_argument("--part", help="caption of the part in _toc.yml; default: the last one that has chapters")
     options = parser.parse_args(arguments)
     try:
         written = start(ROOT, options.number, options.name, options.title, options.part)
@@ -197,7 +197,7 @@ def start(root: Path, number: int, name: str, title: str, part: str | None = Non
         number: of the chapter, 1 to 99; must be free.
         name: of the files, lower-case letters, digits and underscores.
         title: as readers see it.
-        part: caption of its part in `_toc.yml`; None means the last one.
+        part: caption of its part in `_toc.yml`; None means the last one that has chapters.
 
     Raises:
         ChapterError: the number or the name is taken or makes no sense, or there is no such part. Nothing is written.
@@ -235,7 +235,8 @@ def start(root: Path, number: int, name: str, title: str, part: str | None = Non
 def _add_to(contents: dict[str, Any], stem: str, number: int, title: str, part: str | None) -> None:
     """Put page, lab and solution into the table of contents, in the order of the chapters' numbers."""
     parts = {entry["caption"]: entry for entry in contents["parts"]}
-    caption = part or contents["parts"][-1]["caption"]
+    with_numbers = [name for name, entry in parts.items() if re.search(r"/\d\d_", str(entry["chapters"]))]
+    caption = part or with_numbers[-1]
     if caption not in parts:
         raise ChapterError(f"_toc.yml has no part {caption!r}; it has {', '.join(map(repr, parts))}")
     chapters = parts[caption]["chapters"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,10 @@ def write(name: str, command: str, content: dict[str, Any]) -> Path:
     FOLDER.mkdir(parents=True, exist_ok=True)
     path = FOLDER / f"{name}.json"
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps({"command": command, **_facts(), **content}, indent=1) + "\n")
+    text = json.dumps({"command": command, **_facts(), **content}, indent=1)
+    # A list of numbers is one line.
+    text = re.sub(r"\[\n([-\d.e,\s]+)\n\s*\]", lambda list_: "[" + " ".join(list_[1].split()) + "]", text)
+    partial.write_text(text + "\n")
     os.replace(partial, path)
     return path
 

@@ -23,10 +23,16 @@ from course_utils.backbones import DEFAULT_BACKBONE, load_classifier
 from course_utils.data import load_sentiment, make_loader
 from course_utils.methods import (
     BitFitConfig,
+    DoRAConfig,
     FullConfig,
     HeadOnlyConfig,
+    IA3Config,
     LoRAConfig,
     MethodConfig,
+    PfeifferConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    PTuningConfig,
     count_parameters,
     inject,
 )
@@ -63,6 +69,13 @@ ENTRIES: dict[str, Entry] = {
     "head_only": Entry("head only", HeadOnlyConfig(), (2e-2, 5e-2, 1e-1, 2e-1)),
     "scratch": Entry("from scratch", FullConfig(), (1e-4, 5e-4, 1e-3), pretrained=False),
     "bitfit": Entry("BitFit", BitFitConfig(), (1e-3, 5e-3, 2e-2)),
+    "lora_all": Entry("LoRA, all linear", LoRAConfig(rank=8, alpha=16, targets="all-linear"), (1e-3, 2e-3)),
+    "dora": Entry("DoRA", DoRAConfig(rank=8, alpha=16), (2e-3, 5e-3)),
+    "ia3": Entry("(IA)³", IA3Config(), (1e-2, 3e-2)),
+    "pfeiffer": Entry("Pfeiffer adapters", PfeifferConfig(), (1e-3, 2e-3)),
+    "prefix": Entry("prefix tuning", PrefixTuningConfig(virtual_tokens=20), (1e-2, 3e-2)),
+    "prompt": Entry("prompt tuning", PromptTuningConfig(virtual_tokens=20), (1e-2, 5e-2)),
+    "p_tuning": Entry("P-Tuning", PTuningConfig(virtual_tokens=20), (1e-3, 5e-3)),
 }
 
 

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, cast
 
 import numpy as np
@@ -24,7 +25,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from course_utils.methods.base import trainable_parameters
+from course_utils.methods.base import MethodConfig, trainable_parameters
+from course_utils.methods.selective import FullConfig
 from course_utils.metrics import Scores, score
 
 _SCHEDULES = ("linear", "constant")
@@ -46,14 +48,16 @@ class TrainingConfig:
         schedule: "linear" falls to 0 at the end; "constant" stays.
         warmup: share of all steps in which the learning rate climbs from 0.
         weight_decay: AdamW's, on matrices only; biases, normalisations and other vectors are left alone.
-        clip_norm: the gradient is scaled down to this length when it is longer.
+        clip_norm: the gradient is scaled down to this length when it is longer; `math.inf` never clips.
+        accumulate: the optimiser steps once every so many batches, as if they were one large batch. What is left over
+            at the end of an epoch makes a smaller one.
         patience: stop after so many evaluations in a row without improvement; None never stops early.
         minimum_change: what counts as an improvement of the validation loss.
         seed: of dropout and of everything else that draws at random while training. (The order of the texts is the
             loader's.)
         precision: "fp32", or "bf16" for autocast.
         device: "auto", "cpu" or "cuda".
-        max_steps: stop after so many steps, for short experiments; None means all epochs.
+        max_steps: stop after so many steps of the optimiser, for short experiments; None means all epochs.
     """
 
     learning_rate: float = 5e-4
@@ -62,6 +66,7 @@ class TrainingConfig:
     warmup: float = 0.1
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    accumulate: int = 1
     patience: int | None = None
     minimum_change: float = 0.0
     seed: int = 0
@@ -78,6 +83,7 @@ class TrainingConfig:
         _require(0 <= self.warmup < 1, "warmup as a share from 0 to below 1", self.warmup)
         _require(self.weight_decay >= 0, "weight_decay of at least 0", self.weight_decay)
         _require(self.clip_norm > 0, "clip_norm above 0", self.clip_norm)
+        _require(self.accumulate >= 1, "accumulate of at least 1", self.accumulate)
         _require(self.patience is None or self.patience >= 1, "patience of at least 1, or None", self.patience)
         _require(self.minimum_change >= 0, "minimum_change of at least 0", self.minimum_change)
         _require(self.precision in _PRECISIONS, f"precision out of {_PRECISIONS}", self.precision)
@@ -95,7 +101,8 @@ class History:
     """What happened in a run.
 
     Args:
-        steps: one row a step: `step`, `epoch`, `loss`, `learning_rate`, `gradient_norm` (before clipping).
+        steps: one row a step of the optimiser: `step`, `epoch`, `loss`, `learning_rate`, `gradient_norm` (before
+            clipping).
         evaluations: one row an epoch: `step`, `epoch`, `train_loss` (its mean), `loss` (validation), `accuracy`,
             `f1_macro`, `roc_auc`, `n`.
         best_epoch: whose weights the model has now.
@@ -118,7 +125,14 @@ class History:
         return pd.DataFrame(self.evaluations)
 
 
-def fit(model: nn.Module, train: DataLoader, validation: DataLoader, config: TrainingConfig | None = None) -> History:
+def fit(
+    model: nn.Module,
+    train: DataLoader,
+    validation: DataLoader,
+    config: TrainingConfig | None = None,
+    *,
+    watch: Callable[[dict[str, Any]], None] | None = None,
+) -> History:
     """Train what is trainable in `model`; at the end it holds the weights of its best epoch.
 
     Best means the lowest loss on `validation`. Two runs with the same model, loaders, seed and machine give the same
@@ -129,6 +143,8 @@ def fit(model: nn.Module, train: DataLoader, validation: DataLoader, config: Tra
         train: the loader to learn from, see `make_loader(..., shuffle=True)`.
         validation: the loader to choose the best epoch by. Never pass the test split.
         config: the hyper-parameters.
+        watch: is called with each new row of the history, for TensorBoard or `print`. Rows of evaluations hold
+            `accuracy`, rows of steps do not. With several processes, only the first one calls it.
 
     Returns:
         The history, for plots and tables.
@@ -149,65 +165,132 @@ def fit(model: nn.Module, train: DataLoader, validation: DataLoader, config: Tra
     accelerator = _accelerator(config)
     set_seed(config.seed)
     _restart(train)
-    optimizer = torch.optim.AdamW(_groups(trained, config.weight_decay), lr=config.learning_rate)
+    method: MethodConfig = getattr(model, "tuning", None) or FullConfig()
+    optimizer = torch.optim.AdamW(_groups(trained, method, config))
     wrapped, optimizer, train, validation = accelerator.prepare(model, optimizer, train, validation)
-    total = min(config.epochs * len(train), config.max_steps or math.inf)
-    scheduler = _schedule(config, optimizer, int(total))
+    total = int(min(config.epochs * math.ceil(len(train) / config.accumulate), config.max_steps or math.inf))
+    scheduler = _schedule(config, optimizer, total)
+    tell = watch if watch is not None and accelerator.is_main_process else _tell_nobody
 
-    history, started = History(), time.perf_counter()
-    best, best_loss, waited = _copy(trained), math.inf, 0
+    history, best, started = History(), _Best(trained), time.perf_counter()
     # Not `disable=False` for the main process: that would overrule the variable TQDM_DISABLE.
     silent: dict[str, Any] = {} if accelerator.is_main_process else {"disable": True}
-    bar = tqdm(total=int(total), unit="step", desc="training", **silent)
+    bar = tqdm(total=total, unit="step", desc="training", **silent)
     try:
         for epoch in range(1, config.epochs + 1):
             wrapped.train()
-            losses = []
-            for batch in train:
-                with accelerator.autocast():
-                    loss = wrapped(**batch).loss
-                optimizer.zero_grad()
-                accelerator.backward(loss)
-                norm = accelerator.clip_grad_norm_(trained.values(), config.clip_norm)
-                losses.append(accelerator.reduce(loss.detach(), "mean").item())
+            for batches in _grouped(train, config.accumulate):
                 step = len(history.steps) + 1
-                _stop_if_not_finite(losses[-1], cast(torch.Tensor, norm).item(), step, config)
-                row = {"step": step, "epoch": epoch, "loss": losses[-1]}
-                row |= {"learning_rate": scheduler.get_last_lr()[0], "gradient_norm": cast(torch.Tensor, norm).item()}
+                optimizer.zero_grad()
+                loss = _backward(wrapped, batches, lambda: method.penalty(model), accelerator)
+                norm = cast(torch.Tensor, accelerator.clip_grad_norm_(trained.values(), config.clip_norm)).item()
+                _stop_if_not_finite(loss, norm, step, config)
+                row: dict[str, Any] = {"step": step, "epoch": epoch, "loss": loss}
+                row |= {"learning_rate": scheduler.get_last_lr()[0], "gradient_norm": norm}
                 history.steps.append(row)
                 optimizer.step()
+                method.after_step(model, step)
                 scheduler.step()
+                tell(dict(row))
                 bar.update()
                 if step == total:
                     break
 
-            labels, logits, validation_loss = _predict(wrapped, validation, accelerator)
-            _stop_if_not_finite(validation_loss, 0.0, step, config)
-            history.evaluations.append(
-                {"step": len(history.steps), "epoch": epoch, "train_loss": float(np.mean(losses))}
-                | {"loss": validation_loss}
-                | score(labels, logits).as_dict()
-            )
-            bar.set_postfix(validation_loss=f"{validation_loss:.3f}", refresh=False)
-            if validation_loss < best_loss - config.minimum_change:
-                best, best_loss, waited = _copy(trained), validation_loss, 0
+            row = _evaluation(wrapped, validation, history, accelerator)
+            _stop_if_not_finite(row["loss"], 0.0, len(history.steps), config)
+            history.evaluations.append(row)
+            tell(dict(row))
+            bar.set_postfix(validation_loss=f"{row['loss']:.3f}", refresh=False)
+            if not method.finished(len(history.steps)):
+                best.keep_last()
                 history.best_epoch = epoch
-            else:
-                waited += 1
-            if config.patience is not None and waited >= config.patience:
-                history.stopped_early = True
-                break
-            if len(history.steps) == total:
+            elif best.take_if_better(row["loss"], config.minimum_change):
+                history.best_epoch = epoch
+            history.stopped_early = config.patience is not None and best.waited >= config.patience
+            if history.stopped_early or len(history.steps) == total:
                 break
     finally:
         bar.close()
         accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # else bf16 would stay in the model's forward
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(best[name])
+        best.restore()
         optimizer.zero_grad()
         history.seconds = time.perf_counter() - started
     return history
+
+
+def learning_rates(config: TrainingConfig, total: int) -> list[float]:
+    """The learning rate of each of `total` steps, in order; nothing is trained.
+
+    Args:
+        config: its `learning_rate`, `schedule` and `warmup` are read.
+        total: steps of the run.
+    """
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.learning_rate)
+    scheduler = _schedule(config, optimizer, total)
+    rates = []
+    for _ in range(total):
+        rates.append(float(scheduler.get_last_lr()[0]))
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+def _grouped(batches: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Lists of `size` batches in a row; the last list may be shorter."""
+    remaining = iter(batches)
+    while group := list(islice(remaining, size)):
+        yield group
+
+
+def _backward(
+    model: nn.Module,
+    batches: list[dict[str, torch.Tensor]],
+    penalty: Callable[[], torch.Tensor | None],
+    accelerator: Accelerator,
+) -> float:
+    """Add up the gradients of some batches as if they were one large batch; return the large batch's loss."""
+    texts = sum(len(batch["labels"]) for batch in batches)
+    total = 0.0
+    for batch in batches:
+        with accelerator.autocast():
+            loss = model(**batch).loss  # the mean over this batch's texts
+        extra = penalty()
+        if extra is not None:
+            loss = loss + extra
+        loss = loss * (len(batch["labels"]) / texts)  # without this line the gradient is several times too long
+        accelerator.backward(loss)
+        total += accelerator.reduce(loss.detach(), "mean").item()
+    return total
+
+
+class _Best:
+    """The weights of the best evaluation so far, and how many evaluations ago it was."""
+
+    def __init__(self, trained: dict[str, nn.Parameter]) -> None:
+        self.trained, self.loss, self.waited = trained, math.inf, 0
+        self.weights = _copy(trained)
+
+    def take_if_better(self, loss: float, minimum_change: float) -> bool:
+        """Note the loss of an evaluation; keep the weights if it is lower than the best by more than the change."""
+        if loss < self.loss - minimum_change:
+            self.weights, self.loss, self.waited = _copy(self.trained), loss, 0
+            return True
+        self.waited += 1
+        return False
+
+    def keep_last(self) -> None:
+        """Keep the weights as they are, but let any later evaluation be better."""
+        self.weights = _copy(self.trained)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put the best weights back into the model."""
+        for name, parameter in self.trained.items():
+            parameter.copy_(self.weights[name])
+
+
+def _tell_nobody(row: dict[str, Any]) -> None:
+    """Stands for a `watch` that was not given."""
 
 
 @torch.no_grad()
@@ -248,6 +331,17 @@ def _predict(
     return all_labels.numpy(), all_logits.numpy(), loss
 
 
+def _evaluation(model: nn.Module, validation: DataLoader, history: History, accelerator: Accelerator) -> dict[str, Any]:
+    """The row of an evaluation after the last step of an epoch."""
+    epoch = history.steps[-1]["epoch"]
+    losses = [row["loss"] for row in history.steps if row["epoch"] == epoch]
+    labels, logits, loss = _predict(model, validation, accelerator)
+    row: dict[str, Any] = {"step": len(history.steps), "epoch": epoch, "train_loss": float(np.mean(losses))}
+    if not math.isfinite(loss):  # the scores of broken logits would raise another error
+        return row | {"loss": loss}
+    return row | {"loss": loss} | score(labels, logits).as_dict()
+
+
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
     """Dropout off inside, the model's own mode again after."""
@@ -272,21 +366,25 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
     return Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
 
 
-def _groups(trained: dict[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """Decay matrices and leave vectors alone: pulling a bias or a normalisation's gain to zero helps nobody."""
-    matrices = [p for p in trained.values() if p.ndim >= 2]
-    vectors = [p for p in trained.values() if p.ndim < 2]
+def _groups(trained: dict[str, nn.Parameter], method: MethodConfig, config: TrainingConfig) -> list[dict[str, Any]]:
+    """Decay matrices and leave vectors alone: pulling a bias or a normalisation's gain to zero helps nobody.
+
+    The parameters of one group share their learning rate, which the method may set apart (LoRA+).
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((method.rate_factor(name), decay), []).append(parameter)
     return [
-        {"params": parameters, "weight_decay": decay}
-        for parameters, decay in ((matrices, weight_decay), (vectors, 0.0))
-        if parameters
+        {"params": parameters, "lr": factor * config.learning_rate, "weight_decay": decay}
+        for (factor, decay), parameters in groups.items()
     ]
 
 
 def _schedule(
     config: TrainingConfig, optimizer: torch.optim.Optimizer, total: int
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    # accelerate hands back a wrapper of the optimizer; the schedule belongs to the optimizer inside.
+    # accelerate hands back a wrapper of the optimiser; the schedule belongs to the optimiser inside.
     inner = getattr(optimizer, "optimizer", optimizer)
     warmup = int(config.warmup * total)
     if config.schedule == "constant":

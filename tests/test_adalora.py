@@ -301,6 +301,22 @@ def test_fit_reaches_the_target_budget() -> None:
     assert history.steps[0]["loss"] > config.penalty(inject(make("bert"), config)).item() > 0  # it is in the loss
 
 
+def test_fit_never_returns_more_than_the_budget() -> None:
+    """On opposite labels the first epoch is the best one, and it comes before the last cut."""
+    rows = [{key: value[0] for key, value in make_batch("bert", rows=1, seed=n).items()} for n in range(16)]
+    for number, row in enumerate(rows):
+        row["labels"] = number % 2  # type: ignore[assignment]
+    opposite = [row | {"labels": 1 - row["labels"]} for row in rows]
+    train: DataLoader = DataLoader(rows, batch_size=4)  # type: ignore[arg-type]
+    validation: DataLoader = DataLoader(opposite, batch_size=4)  # type: ignore[arg-type]
+    config = replace(CONFIG, total_steps=3 * len(train), initial_steps=2, final_steps=2)
+    model = inject(make("bert"), config)
+    history = fit(model, train, validation, TrainingConfig(learning_rate=2e-2, epochs=3, warmup=0, device="cpu"))
+    losses = [row["loss"] for row in history.evaluations]
+    assert losses.index(min(losses)) == 0 and history.best_epoch == 3
+    assert sum(allocated_ranks(model).values()) == config.target_rank * len(layers(model))
+
+
 # --- merging --------------------------------------------------------------------------------------------------------
 
 

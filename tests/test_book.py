@@ -5,17 +5,25 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlparse
 
+import axe_playwright_python
 import pytest
 import yaml
 from browser import HTML, NoBrowserError, open_browser, serve
 from playwright.sync_api import Browser, ConsoleMessage, Page
 from sphinx.application import Sphinx
+from sphinx.errors import ConfigError
 from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+from course_utils import study_ranks
+from course_utils.memory import SHAPES, training_memory
 
 ROOT = Path(__file__).parents[1]
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
@@ -33,6 +41,12 @@ def names_in(node: object) -> list[str]:
 
 
 PAGES = names_in(TOC)
+#: What Sphinx adds; `index` and `404` have tests of their own.
+GENERATED = ["genindex", "search"]
+#: Where the book is published, and the folder of the server under which it lies there.
+_OWNER, _NAME = urlparse(CONFIG["repository"]["url"]).path.strip("/").split("/")
+ADDRESS = CONFIG["html"].get("baseurl") or f"https://{_OWNER.lower()}.github.io/{_NAME}/"
+UNDER = urlparse(ADDRESS).path.rstrip("/")
 
 
 # --- the extension ---------------------------------------------------------------------------------------------------
@@ -183,6 +197,9 @@ class Reader(HTMLParser):
         self.anchors: set[str] = set()
         self.sources: list[str] = []
         self.without_alt: list[str] = []
+        self.headings: list[int] = []  # of the article
+        self.meta: dict[str, list[str]] = {}
+        self._in_article = False
         self.feed(file.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -191,10 +208,22 @@ class Reader(HTMLParser):
             self.anchors.add(name)
         if tag == "a" and (href := values.get("href")):
             self.links.append(href)
-        if tag in ("img", "script", "link") and (source := values.get("src") or values.get("href")):
+        if tag == "article" or values.get("class") == "bd-search-container":
+            self._in_article = True
+        if self._in_article and re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+        if tag == "meta" and (key := values.get("property") or values.get("name")):
+            self.meta.setdefault(key, []).append(values.get("content") or "")
+        if tag == "link" and values.get("rel") == "canonical":
+            self.meta.setdefault("canonical", []).append(values.get("href") or "")
+        elif tag in ("img", "script", "link") and (source := values.get("src") or values.get("href")):
             self.sources.append(source)
         if tag == "img" and not (values.get("alt") or "").strip():
             self.without_alt.append(str(values.get("src"))[:80])
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "article":
+            self._in_article = False
 
 
 @pytest.fixture(scope="session")
@@ -213,12 +242,27 @@ def test_links_and_anchors_inside_the_book_exist(readers: dict[Path, Reader]) ->
             if urlparse(link).scheme:
                 continue
             path, anchor = urldefrag(link)
-            target = (file.parent / unquote(urlparse(path).path)).resolve() if path else file
+            path = urlparse(path).path
+            if file.name == "404.html" and path.startswith(UNDER):  # its links are absolute
+                path = path.removeprefix(UNDER).lstrip("/")
+            target = (file.parent / unquote(path)).resolve() if path else file
             where = f"{file.relative_to(HTML)} → {link}"
             if not target.is_file():
                 wrong.append(where)
             elif anchor and target in readers and unquote(anchor) not in readers[target].anchors:
                 wrong.append(f"{where} (no such anchor)")
+    assert not wrong
+
+
+def test_headings_are_in_order(readers: dict[Path, Reader]) -> None:
+    """One title on each page, and no level left out below it: the headings are a table of contents for listeners."""
+    wrong = {}
+    for file, reader in readers.items():
+        levels = reader.headings
+        if file != HTML / "index.html" and (
+            levels.count(1) != 1 or any(below > above + 1 for above, below in pairwise([0, *levels]))
+        ):
+            wrong[str(file.relative_to(HTML))] = levels
     assert not wrong
 
 
@@ -263,6 +307,43 @@ def test_colab_download_and_edit_links(name: str, readers: dict[Path, Reader]) -
     assert (HTML / "_sources" / source).read_bytes() == (ROOT / source).read_bytes(), (
         "the book is older than its source"
     )
+
+
+# --- what a published book needs -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("repository", "address"),
+    [
+        ("https://github.com/Owner/Name", "https://owner.github.io/Name/"),
+        ("https://github.com/owner/name/", "https://owner.github.io/name/"),
+        ("https://github.com/Owner/owner.github.io", "https://owner.github.io/"),
+    ],
+)
+def test_the_pages_address_follows_from_the_repository(repository: str, address: str) -> None:
+    assert import_module("publish").pages_address(repository) == address
+
+
+@pytest.mark.parametrize("repository", ["https://git.example.org/owner/name", "https://github.com/owner", ""])
+def test_another_home_must_be_named(repository: str) -> None:
+    with pytest.raises(ConfigError, match="say where the book is published with html: baseurl"):
+        import_module("publish").pages_address(repository)
+
+
+@pytest.mark.parametrize("name", ["index", *PAGES])
+def test_a_link_to_a_page_has_a_card(name: str, readers: dict[Path, Reader]) -> None:
+    meta = readers[HTML / f"{name}.html"].meta
+    keys = ("title", "description", "url", "image", "image:alt", "site_name", "type")
+    assert all(len(meta[f"og:{key}"]) == 1 for key in keys)
+    page = PAGES[0] if name == "index" else name
+    assert meta["og:url"] == meta["canonical"] == [f"{ADDRESS}{page}.html"]
+    assert meta["og:site_name"] == [CONFIG["title"]]
+    assert len(meta["og:title"][0]) > 3
+    assert meta["description"] == meta["og:description"]
+    assert 30 < len(meta["description"][0]) <= 210
+    image = HTML / meta["og:image"][0].removeprefix(ADDRESS)
+    head = image.read_bytes()[:24]
+    assert head.startswith(b"\x89PNG") and (head[16:20], head[20:24]) == ((1200).to_bytes(4), (630).to_bytes(4))
 
 
 # --- the built book in a browser -------------------------------------------------------------------------------------
@@ -325,7 +406,7 @@ def watched(request: pytest.FixtureRequest, browser: Browser, server: str) -> It
     page.close()
 
 
-@pytest.mark.parametrize("name", ["index", *PAGES, "genindex"])
+@pytest.mark.parametrize("name", ["index", *PAGES, *GENERATED])
 def test_a_page_needs_no_network_and_shows_its_formulas(watched: Watched, name: str) -> None:
     page = watched.open(f"{name}.html")
     formulas = page.locator(".math").count()
@@ -393,6 +474,89 @@ def test_a_page_reads_well_on_phone_and_desktop(browser: Browser, server: str, n
     page.close()
 
 
+#: Violations of axe-core that cannot be mended here: (rule, part of the selector) → why.
+ALLOWED: dict[tuple[str, str], str] = {}
+_AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+#: What a colour scheme can change.
+_COLOURS = ["color-contrast", "link-in-text-block"]
+
+
+def violations(page: Page, rules: list[str] | None = None) -> list[str]:
+    """The serious and critical violations that axe-core finds on a page with every dropdown open."""
+    page.evaluate("() => document.querySelectorAll('details').forEach(d => d.open = true)")
+    page.add_style_tag(content="* { transition: none !important; animation: none !important }")
+    page.evaluate(_AXE)
+    options: dict[str, object] = {"resultTypes": ["violations"], "preload": False}  # or it fetches style sheets again
+    if rules:
+        options["runOnly"] = {"type": "rule", "values": rules}
+    found = []
+    for violation in page.evaluate("options => axe.run(document, options)", options)["violations"]:
+        for node in violation["nodes"]:
+            where = " ".join(map(str, node["target"]))
+            known = any(violation["id"] == rule and part in where for rule, part in ALLOWED)
+            if violation["impact"] in ("serious", "critical") and not known:
+                found.append(f"{violation['id']} at {where}: {node['failureSummary']} {node['html'][:150]}")
+    return found
+
+
+@pytest.mark.parametrize("name", [*PAGES, *GENERATED])
+def test_axe_finds_nothing_serious(browser: Browser, server: str, name: str) -> None:
+    """Light on the desktop and on a phone with every rule, dark with the rules about colours."""
+    for scheme, width, rules in (("light", 1440, None), ("light", 360, None), ("dark", 1440, _COLOURS)):
+        page = browser.new_page(
+            color_scheme="dark" if scheme == "dark" else "light", viewport={"width": width, "height": 900}
+        )
+        watched = Watched(page, server)
+        watched.open(f"{name}.html")
+        assert not violations(page, rules), f"{scheme}, {width} px"
+        assert not watched.troubles
+        page.close()
+
+
+def test_axe_would_find_something(browser: Browser) -> None:
+    """The check checks: it names a picture without a text and a control without a name."""
+    page = browser.new_page()
+    page.set_content('<html lang="en"><title>x</title><main><h1>x</h1><img src="data:,"><input type="range"></main>')
+    assert {line.split()[0] for line in violations(page)} == {"image-alt", "label"}
+    page.close()
+
+
+def test_generated_pages_that_no_list_names(browser: Browser, server: str, readers: dict[Path, Reader]) -> None:
+    """Whatever an extension adds, like the sources of the library, is looked at too."""
+    named = {*PAGES, *GENERATED, "index", "404"}
+    others = [name for file in readers if (name := file.relative_to(HTML).with_suffix("").as_posix()) not in named]
+    for name in others:
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        watched = Watched(page, server)
+        watched.open(f"{name}.html")
+        assert not violations(page), name
+        assert not watched.troubles, name
+        page.close()
+
+
+@pytest.mark.parametrize("lost", ["lost.html", "book/lost.html", "a/deep/folder/"])
+def test_the_page_for_wrong_addresses_works_at_any_depth(browser: Browser, lost: str) -> None:
+    with serve(HTML, UNDER) as address:
+        page = browser.new_page(viewport={"width": 1440, "height": 900})
+        watched = Watched(page, address)
+        reply = page.goto(f"{address}/{lost}", wait_until="load")
+        assert reply is not None and reply.status == 404
+        page.wait_for_load_state("networkidle")
+        assert page.locator("article h1").inner_text().startswith("This page does not exist")
+        own = [t for t in watched.troubles if not t.endswith(lost) and "status of 404" not in t]
+        assert not own
+        assert page.locator("link[rel=canonical]").count() == 0
+        assert not violations(page)
+        assert page.evaluate(_TOO_WIDE) == []
+        page.get_by_role("link", name="with its first page").click()
+        page.wait_for_url(f"{address}/{PAGES[0]}.html")
+        page.goto(f"{address}/{lost}")
+        page.locator("nav.bd-links a", has_text="LoRA").first.click()
+        page.wait_for_url(f"{address}/**/*.html")
+        assert page.locator("article h1").count() == 1
+        page.close()
+
+
 def test_a_quiz_answer_opens_by_keyboard(watched: Watched) -> None:
     for name in PAGES:
         page = watched.open(f"{name}.html")
@@ -416,3 +580,76 @@ def test_search_finds_lora(watched: Watched) -> None:
     found = page.eval_on_selector_all("#search-results ul.search li a", "all => all.map(a => a.href)")
     assert any("book/09_lora.html" in link for link in found)
     assert not [trouble for trouble in watched.troubles if "external" in trouble]
+
+
+# --- the calculator --------------------------------------------------------------------------------------------------
+
+#: model, method, precision, batch, length, rank, checkpointing
+SETTINGS = [
+    ("minilm", "lora-qv", "float32", 32, 32, 8, False),
+    ("minilm", "full", "float32", 1, 16, 8, False),
+    ("bert-base", "lora-all", "mixed", 256, 4096, 256, False),
+    ("roberta-large", "ia3", "mixed", 8, 512, 1, True),
+    ("llama-3.1-8b", "lora-qv", "mixed", 2, 2048, 64, False),
+    ("llama-2-70b", "lora-all", "nf4", 1, 512, 16, True),
+    ("smollm2-135m", "full", "mixed", 16, 128, 8, True),
+]
+_SET = """values => {
+  for (const [name, value] of Object.entries(values)) {
+    const field = document.getElementById('calc-' + name);
+    if (field.type === 'checkbox') field.checked = value;
+    else field.value = field.type === 'range' ? Math.log2(value) : value;
+  }
+  document.getElementById('memory-calculator').dispatchEvent(new Event('input'));
+}"""
+
+
+def test_the_calculator_computes_what_python_computes(watched: Watched) -> None:
+    page = watched.open("book/calculator.html")
+    names = ("model", "method", "precision", "batch", "length", "rank", "checkpointing")
+    shown = import_module("calculator").shown
+    for settings in SETTINGS:
+        page.evaluate(_SET, dict(zip(names, settings, strict=True)))
+        wanted = training_memory(SHAPES[settings[0]], *settings[1:])
+        text = page.locator("#calc-result").inner_text().replace("\u00a0", " ")
+        got = json.loads(page.locator("#calc-result").get_attribute("data-bytes") or "")
+        for key in ("weights", "gradients", "optimiser", "activations", "trained"):
+            assert got[key] == pytest.approx(getattr(wanted, key.replace("optimiser", "optimizer")), rel=1e-12), key
+        assert text.startswith(f"{shown(wanted.total)} in all: weights {shown(wanted.weights)}, ")
+        assert f"Trained: {wanted.trained:,} of " in text
+    page.evaluate(_SET, {"method": "full", "precision": "nf4"})
+    assert "cannot be trained" in page.locator("#calc-result").inner_text()
+    assert not watched.troubles
+
+
+def test_the_sliders_work_by_keyboard(watched: Watched) -> None:
+    page = watched.open("book/calculator.html")
+    result = page.locator("#calc-result")
+    before = result.inner_text()
+    slider = page.get_by_label("Texts in a batch")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    assert slider.get_attribute("aria-valuetext") == "64"
+    assert result.inner_text() != before
+    assert result.get_attribute("aria-live") == "polite"
+
+    explore = page.locator("#explore-rank")
+    explore.focus()
+    for key, row in (("Home", 0), ("ArrowRight", 1), ("End", -1)):
+        page.keyboard.press(key)
+        wanted = json.loads((ROOT / "book" / "results" / "ranks.json").read_text(encoding="utf-8"))["ranks"][row]
+        text = page.locator("#explore-result").inner_text()
+        assert text.startswith(f"Rank {wanted['rank']} trains {wanted['trainable'] - wanted['head']:,} numbers")
+        assert f"reached {wanted['accuracy']:.1%}" in text
+        assert page.locator("tr.chosen th").inner_text() == str(wanted["rank"])
+
+
+def test_without_scripts_the_calculator_is_a_table(browser: Browser) -> None:
+    page = browser.new_page(java_script_enabled=False)
+    page.goto((HTML / "book" / "calculator.html").as_uri())
+    assert not page.locator("#memory-calculator").is_visible()
+    row = page.locator("tr", has_text="Llama 2 7B, full fine-tuning")
+    wanted = training_memory(SHAPES["llama-2-7b"], "full", "mixed", 1, 512)
+    assert row.locator("td").last.inner_text() == import_module("calculator").shown(wanted.total)
+    assert page.locator("#rank-table tbody tr").count() == len(study_ranks.RANKS)
+    page.close()

@@ -47,6 +47,14 @@ def test_a_new_chapter_is_whole(root: Path) -> None:
     assert "{" not in page.split("## Take-aways")[1].replace("{bibliography}", "")
 
 
+def test_without_a_part_it_joins_the_chapters_and_not_the_reference_pages(root: Path) -> None:
+    start(root, 98, "an_example", "An example")
+    parts = yaml.safe_load((root / "_toc.yml").read_text())["parts"]
+    files_of = {part["caption"]: [entry["file"] for entry in part["chapters"]] for part in parts}
+    assert "book/98_an_example" not in files_of["Reference"]
+    assert sum("book/98_an_example" in names for names in files_of.values()) == 1
+
+
 def test_its_exercise_works(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start(root, 98, "an_example", "An example")
     monkeypatch.setattr(registry, "_EXERCISES", {})

@@ -20,8 +20,16 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from course_utils.backbones import load_classifier
 from course_utils.data import LengthBucketedSampler, load_sentiment, make_loader
-from course_utils.methods import FullConfig, LoRAConfig, inject, trainable_parameters
-from course_utils.training import History, TrainingConfig, TrainingError, evaluate, fit, predict
+from course_utils.methods import FullConfig, LoRAConfig, MethodConfig, inject, trainable_parameters
+from course_utils.training import (
+    History,
+    TrainingConfig,
+    TrainingError,
+    evaluate,
+    fit,
+    learning_rates,
+    predict,
+)
 
 TEXTS, WORDS = 48, 64
 
@@ -192,6 +200,88 @@ def test_only_what_is_trainable_changes() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_the_rates_of_a_run_are_known_before() -> None:
+    for schedule in ("linear", "constant"):
+        config = TrainingConfig(learning_rate=1e-3, epochs=2, warmup=0.25, schedule=schedule, device="cpu")
+        history, _ = run(learning_rate=1e-3, warmup=0.25, schedule=schedule)
+        assert learning_rates(config, 12) == [row["learning_rate"] for row in history.steps]
+        assert learning_rates(config, 12)[0] == 0  # the first step of a warm-up changes nothing
+
+
+# --- several batches a step ------------------------------------------------------------------------------------------
+
+
+class Shrink(FullConfig):
+    """Full fine-tuning with a penalty on the head's weights."""
+
+    def penalty(self, model: nn.Module) -> torch.Tensor:
+        return model.get_parameter("classifier.weight").square().sum()
+
+
+@pytest.mark.parametrize(
+    "method", [FullConfig(), LoRAConfig(rank=2), Shrink()], ids=lambda method: type(method).__name__
+)
+@pytest.mark.parametrize(("small", "accumulate", "large"), [(8, 3, 24), (12, 2, 24), (20, 3, 48), (20, 2, 40)])
+def test_several_batches_a_step_equal_one_large_batch(
+    method: MethodConfig, small: int, accumulate: int, large: int
+) -> None:
+    """48 texts: in batches of 20 the last one holds 8, and counts only as much as its 8 texts."""
+    history, model = run_plain(small, method, accumulate=accumulate)
+    expected, reference = run_plain(large, method)
+    assert len(history.steps) == len(expected.steps) == 2 * math.ceil(48 / large)
+    for row, other in zip(history.steps + history.evaluations, expected.steps + expected.evaluations, strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
+    weights = dict(reference.named_parameters())
+    for name, parameter in model.named_parameters():
+        if not name.endswith("key.bias"):  # its gradient is rounding, and Adam makes whole steps of it
+            assert torch.allclose(parameter, weights[name], atol=1e-4), name
+
+
+def test_more_batches_a_step_than_an_epoch_has() -> None:
+    history, _ = run(epochs=3, accumulate=100)
+    assert [row["step"] for row in history.steps] == [1, 2, 3]
+    assert [row["epoch"] for row in history.steps] == [1, 2, 3]
+
+
+def test_max_steps_counts_the_steps_of_the_optimiser() -> None:
+    history, _ = run(epochs=9, accumulate=4, max_steps=3)  # 6 batches an epoch: steps of 4 and 2 batches
+    assert [(row["step"], row["epoch"]) for row in history.steps] == [(1, 1), (2, 1), (3, 2)]
+    assert [row["step"] for row in history.evaluations] == [2, 3]
+
+
+# --- watching --------------------------------------------------------------------------------------------------------
+
+
+def test_watch_sees_every_row_and_changes_none() -> None:
+    rows: list[dict[str, Any]] = []
+
+    def watch(row: dict[str, Any]) -> None:
+        rows.append(dict(row))
+        row.clear()
+
+    history, _ = run(epochs=2)
+    model = inject(tiny_model(), FullConfig())
+    config = TrainingConfig(learning_rate=1e-3, epochs=2, device="cpu")
+    loaders = tiny_loader(tiny_rows()), tiny_loader(tiny_rows(16, seed=1), shuffle=False)
+    assert fit(model, *loaders, config, watch=watch) == history
+    assert [row for row in rows if "accuracy" not in row] == history.steps
+    assert [row for row in rows if "accuracy" in row] == history.evaluations
+    assert rows[6] == history.evaluations[0]  # in the order of time
+
+
+def test_watch_may_stop_the_run() -> None:
+    def watch(row: dict[str, Any]) -> None:
+        if row["step"] == 8:
+            raise KeyboardInterrupt
+
+    model = inject(tiny_model(), FullConfig())
+    config = TrainingConfig(learning_rate=1e-3, epochs=3, schedule="constant", warmup=0, device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        fit(model, tiny_loader(tiny_rows()), tiny_loader(tiny_rows(16, seed=1), shuffle=False), config, watch=watch)
+    _, one_epoch = run(epochs=1, schedule="constant", warmup=0)
+    assert same(model.state_dict(), one_epoch.state_dict())
+
+
 # --- stopping, and the best weights ----------------------------------------------------------------------------------
 
 
@@ -310,6 +400,7 @@ def test_cuda_asked_for_and_absent() -> None:
         {"minimum_change": -1},
         {"precision": "fp16"},
         {"device": "tpu"},
+        {"accumulate": 0},
         {"max_steps": 0},
     ],
 )
@@ -389,14 +480,15 @@ with open(f"{out}/{rank}.json", "w") as file:
 """
 
 
-def run_plain(batch_size: int) -> tuple[History, nn.Module]:
+def run_plain(batch_size: int, method: MethodConfig | None = None, **settings: Any) -> tuple[History, nn.Module]:
     """Training on batches in the order of the rows, whatever the number of processes."""
     rows = tiny_rows()
     sampler = BatchSampler(SequentialSampler(rows), batch_size, drop_last=False)
     train: DataLoader = DataLoader(rows, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
-    model = inject(tiny_model(dropout=0), LoRAConfig(rank=2))
+    model = inject(tiny_model(dropout=0), method or LoRAConfig(rank=2))
     validation = tiny_loader(tiny_rows(16, seed=1), shuffle=False)
-    return fit(model, train, validation, TrainingConfig(learning_rate=1e-3, epochs=2, device="cpu")), model
+    config = TrainingConfig(learning_rate=1e-3, epochs=2, device="cpu", **settings)
+    return fit(model, train, validation, config), model
 
 
 def summary(history: History, model: nn.Module) -> dict[str, Any]:

@@ -147,7 +147,7 @@ class ResultTable(SphinxDirective):
         table += group
         numbers = [False, *(len(column) == 3 for column in columns[1:])]  # the first column names the row
         headings = (
-            _cell(column[1], scoped_header, number, scope="col")
+            table_cell(column[1], scoped_header, number, scope="col")
             for column, number in zip(columns, numbers, strict=True)
         )
         group += nodes.thead("", nodes.row("", *headings))
@@ -155,15 +155,16 @@ class ResultTable(SphinxDirective):
         group += body
         for row in rows:
             cells = [shown(follow(row, key, f"a row of {path} in {name}"), *form) for key, _, *form in columns]
-            first = _cell(cells[0], scoped_header, scope="row")
-            rest = (_cell(cell, nodes.entry, number) for cell, number in zip(cells[1:], numbers[1:], strict=True))
+            first = table_cell(cells[0], scoped_header, scope="row")
+            rest = (table_cell(cell, nodes.entry, number) for cell, number in zip(cells[1:], numbers[1:], strict=True))
             body += nodes.row("", first, *rest)
         self.set_source_info(table)
         self.add_name(table)
         return table
 
 
-def _cell(text: str, kind: type[nodes.entry], number: bool = False, **attributes: str) -> nodes.entry:
+def table_cell(text: str, kind: type[nodes.entry], number: bool = False, **attributes: str) -> nodes.entry:
+    """A cell with a text; a number stands at the right."""
     return kind("", nodes.paragraph("", text), classes=["text-right"] if number else [], **attributes)
 
 

@@ -81,5 +81,5 @@ class LoRAPlusFormat(LoRAFormat):
     method = LoRAPlusConfig
 
     def reads(self, header: Mapping[str, Any]) -> bool:
-        """No header: the two rates belong to the optimizer, and no checkpoint tells of them."""
+        """No header: the two rates belong to the optimiser, and no checkpoint tells of them."""
         return False

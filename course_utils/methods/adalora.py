@@ -171,6 +171,10 @@ class AdaLoRAConfig(MethodConfig):
         elif step == self.last_allocation or (step > self.initial_steps and step % self.interval == 0):
             cut_to_budget(layers, self.budget(step, len(layers)))
 
+    def finished(self, step: int) -> bool:
+        """Before the last allocation a model holds more than its budget."""
+        return self.ranks is not None or step >= self.last_allocation
+
 
 class AdaLoRALinear(AdaptedLayer):
     """A frozen linear layer with a sum of triplets beside it: ``h = base(x) + s · P (Λ ⊙ Q x)``.

@@ -69,7 +69,7 @@ class MethodConfig(ABC):
     def apply(self, model: nn.Module) -> None:
         """Change `model` in place, or raise and change nothing. All its parameters are frozen when this is called."""
 
-    # Three things that a method may ask of the training loop; most ask nothing.
+    # Four things that a method may ask of the training loop; most ask nothing.
 
     def rate_factor(self, parameter: str) -> float:
         """By what the learning rate of the parameter with this dotted name is multiplied."""
@@ -81,6 +81,10 @@ class MethodConfig(ABC):
 
     def after_step(self, model: nn.Module, step: int) -> None:  # noqa: B027 (most methods do nothing here)
         """Called after optimiser step number `step`, counted from 1, while its gradients are still there."""
+
+    def finished(self, step: int) -> bool:
+        """Whether the weights after this step may be kept as the best: AdaLoRA's may not before its last cut."""
+        return True
 
 
 class AdaptedLayer(nn.Module):

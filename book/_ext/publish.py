@@ -1,0 +1,142 @@
+"""What a published book needs beside its pages: its address, cards for links to it, and a page for wrong addresses.
+
+The address is that of the repository's GitHub Pages, so it stands in `_config.yml` once, as `repository.url`. A book
+that lives elsewhere says so there with `html: baseurl: https://...`.
+
+* Each page gets its canonical address, a description, and OpenGraph tags: what a messenger or a social network shows
+  when somebody sends the link.
+* `404.html`: what the server shows for an address that does not exist. It appears at any depth, so its links are
+  absolute; those of all other pages stay relative.
+* `index.html` leads to the first page, as before, and now carries that page's cards too.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.errors import ConfigError
+
+CARD = "_static/card.png"  # made by `make pictures`
+CARD_TEXT = "The title of the course beside its logo"
+_LOST = """<h1>This page does not exist</h1>
+<p>The address is wrong, or the page has moved. Look for it in the contents beside this text,
+<a href="search.html">search the book</a>, or begin <a href="{first}.html">with its first page</a>.</p>"""
+_INDEX = """<!DOCTYPE html>
+<html lang="{language}">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="refresh" content="0; url={first}.html">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+{tags}
+</head>
+<body><p><a href="{first}.html">{title}</a></p></body>
+</html>
+"""
+
+
+def pages_address(repository: str) -> str:
+    """The address of a repository's GitHub Pages, with a slash at the end."""
+    parts = urlparse(repository)
+    owner, _, name = parts.path.strip("/").partition("/")
+    if parts.hostname != "github.com" or not owner or not name or "/" in name:
+        raise ConfigError(
+            f"repository.url is {repository!r}, and not https://github.com/OWNER/NAME: say where the book is "
+            "published with html: baseurl: https://... in _config.yml"
+        )
+    own = f"{owner}.github.io".lower()
+    return f"https://{own}/" if name.lower() == own else f"https://{own}/{name}/"
+
+
+def set_address(app: Sphinx, config: Config) -> None:
+    """Fill in what follows from the address."""
+    if not config.html_baseurl:
+        config.html_baseurl = pages_address(config.html_theme_options["repository_url"])
+    if not config.html_baseurl.endswith("/"):
+        config.html_baseurl += "/"
+
+
+def describe(doctree: nodes.document, limit: int = 200) -> str:
+    """The first sentences of a page, as plain text."""
+    parts: list[str] = []
+    for node in doctree.findall(nodes.paragraph):
+        if isinstance(node.parent, nodes.section | nodes.list_item):
+            text = " ".join(node.astext().split())
+            if ": " in text[:12]:  # "Lab: ..." is a line of links
+                continue
+            parts.append(text.rstrip(",.") + ";" if isinstance(node.parent, nodes.list_item) else text)
+        if sum(map(len, parts)) > limit:
+            break
+    text = re.sub(r";$", ".", " ".join(parts))
+    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0].rstrip(",;:.") + " …"
+
+
+def add_card(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
+    """The tags of one page; generated pages, like the index, have none."""
+    if doctree is None:
+        return
+    book, address = app.config.html_title, app.config.html_baseurl
+    title = html.unescape(re.sub("<[^>]*>", "", context["title"]))
+    text = describe(doctree)
+    properties = {
+        "og:type": "website",
+        "og:site_name": book,
+        "og:title": title,
+        "og:description": text,
+        "og:url": address + app.builder.get_target_uri(page),
+        "og:image": address + CARD,
+        "og:image:alt": CARD_TEXT,
+    }
+    names = {"description": text, "twitter:card": "summary_large_image"}
+    tags = [f'<meta property="{key}" content="{html.escape(value)}">' for key, value in properties.items()]
+    tags += [f'<meta name="{key}" content="{html.escape(value)}">' for key, value in names.items()]
+    context["metatags"] = context.get("metatags", "") + "\n".join(tags) + "\n"
+
+
+def lost_page(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """The page for addresses that do not exist, in the theme's own frame."""
+    context = {"title": "This page does not exist", "body": _LOST.format(first=app.config.root_doc)}
+    yield "404", context, "page.html"
+
+
+def finish(app: Sphinx, error: Exception | None) -> None:
+    """Make the links of 404.html absolute, and write index.html."""
+    if error or app.builder.name != "html":
+        return
+    folder, base = Path(app.outdir), urlparse(app.config.html_baseurl).path
+    lost = folder / "404.html"
+    text = re.sub(
+        r'(\s(?:href|src|action|data-content_root)=")(?![a-z]+:|[/#"])(?:\./)?',
+        rf"\g<1>{base}",
+        lost.read_text("utf-8"),
+    )
+    # Nothing is at an address of its own here: no search machine should keep it, and no canonical address holds.
+    text = re.sub(r'<link rel="canonical"[^>]*>', '<meta name="robots" content="noindex">', text)
+    lost.write_text(text, encoding="utf-8")
+
+    first = app.config.root_doc
+    if first == "index":
+        return
+    head = (folder / f"{first}.html").read_text("utf-8").split("</head>")[0]
+    tags = re.findall(r'<meta (?:property="og:|name="(?:description|twitter:))[^>]*>|<link rel="canonical"[^>]*>', head)
+    title = html.escape(app.config.html_title)
+    # The empty icon keeps a browser from asking the server for /favicon.ico before it goes on.
+    page = _INDEX.format(language=app.config.language, first=first, title=title, tags="\n".join(tags))
+    (folder / "index.html").write_text(page, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connect all that; the last step comes after everything else has been written."""
+    app.connect("config-inited", set_address)
+    app.connect("html-page-context", add_card)
+    app.connect("html-collect-pages", lost_page)
+    app.connect("build-finished", finish, priority=900)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,314 @@
+"""The pages of the part "Reference": complete, and made from the data that they name."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from sphinx.application import Sphinx
+from sphinx.util.docutils import docutils_namespace, patch_docutils
+
+from course_utils.study import ENTRIES
+
+ROOT = Path(__file__).parents[1]
+BOOK = ROOT / "book"
+sys.path.insert(0, str(BOOK / "_ext"))
+
+import claims  # noqa: E402
+import reference_pages  # noqa: E402
+
+sys.path.pop(0)
+
+QUALITY = json.loads((BOOK / "results" / "quality.json").read_text(encoding="utf-8"))
+SECONDS = json.loads((BOOK / "results" / "lab_seconds.json").read_text(encoding="utf-8"))
+RATES: dict[str, str] = yaml.safe_load((BOOK / "data" / "learning_rates.yml").read_text(encoding="utf-8"))
+PUBLISHED = reference_pages.load_published(BOOK / "data" / "published.yml")
+NOTEBOOKS = sorted(file.stem for file in (ROOT / "labs").glob("[0-9][0-9]_*.ipynb"))
+
+
+@pytest.fixture(autouse=True)
+def extension_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BOOK / "_ext"))
+
+
+# --- the glossary ----------------------------------------------------------------------------------------------------
+
+
+def glossary() -> list[tuple[list[str], str]]:
+    """The lines of terms and the explanation of each entry."""
+    text = (BOOK / "glossary.md").read_text(encoding="utf-8")
+    entries = []
+    for block in re.findall(r"```\{glossary\}\n(.*?)```", text, re.DOTALL):
+        for entry in block.strip("\n").split("\n\n"):
+            lines = entry.split("\n")
+            terms = [line for line in lines if not line.startswith(" ")]
+            entries.append((terms, " ".join(line.strip() for line in lines if line.startswith(" "))))
+    return entries
+
+
+GLOSSARY = glossary()
+ENGLISH = [terms[0].partition(" : ")[0] for terms, _ in GLOSSARY]
+
+
+def test_the_glossary_has_both_languages() -> None:
+    assert len(GLOSSARY) >= 90
+    for terms, meaning in GLOSSARY:
+        assert len(terms) == 2, terms
+        english, chinese = terms
+        assert not re.search(r"[\u4e00-\u9fff]", english)
+        assert chinese.endswith(" : 中文") and re.search(r"[\u4e00-\u9fff]", chinese.removesuffix(" : 中文")), chinese
+        assert len(meaning.split()) >= 3 and meaning.endswith("."), english
+
+
+def test_no_term_stands_twice() -> None:
+    terms = [line.partition(" : ")[0].lower() for lines, _ in GLOSSARY for line in lines]
+    assert len(terms) == len(set(terms))
+
+
+def test_the_glossary_is_in_order() -> None:
+    letters = [re.sub(r"[^a-z0-9]", "", term.lower()) for term in ENGLISH]
+    assert letters == sorted(letters)
+
+
+@pytest.mark.parametrize(
+    ("english", "chinese"),
+    [
+        ("fine-tuning", "微调"),
+        ("full fine-tuning", "全量微调"),
+        ("hyper-parameter search", "超参数搜索"),
+        ("continuous prompt", "连续提示"),
+        ("adapter", "适配器"),
+        ("low rank", "低秩"),
+        ("knowledge distillation", "知识蒸馏"),
+        ("quantisation", "量化"),
+        ("validation set", "验证集"),
+    ],
+)
+def test_terms_that_are_often_mixed_up(english: str, chinese: str) -> None:
+    [terms] = [terms for terms, _ in GLOSSARY if terms[0] == english]
+    assert terms[1] == f"{chinese} : 中文"
+
+
+def test_every_linked_term_exists() -> None:
+    known = {term.lower() for term in ENGLISH}
+    for page in BOOK.glob("*.md"):
+        for asked in re.findall(r"\{term\}`([^`]+)`", page.read_text(encoding="utf-8")):
+            term = re.sub(r".*<(.+)>", r"\1", asked, flags=re.DOTALL)
+            assert " ".join(term.split()).lower() in known, f"{page.name}: {asked}"
+
+
+# --- published results -----------------------------------------------------------------------------------------------
+
+
+def test_published_rows_cite_known_works() -> None:
+    works = claims.Book(BOOK / "data").works
+    assert len(PUBLISHED) >= 20
+    assert not {row["cite"] for row in PUBLISHED} - works
+    for text in RATES.values():
+        for keys in re.findall(r"\{cite:p\}`([^`]+)`", text):
+            assert set(keys.split(",")) <= works
+
+
+def test_a_method_has_one_row_in_a_setting() -> None:
+    for setting, rows in reference_pages.settings(PUBLISHED):
+        names = [(row["method"], row.get("trained")) for row in rows]
+        assert len(names) == len(set(names)), setting
+
+
+#: Methods of the study that no published row here is about.
+NOT_PUBLISHED = {
+    *("head_only", "last_layers", "scratch", "houlsby", "pfeiffer", "parallel", "pissa", "dora", "adalora", "rslora"),
+    *("vera", "qlora"),
+}
+
+
+def test_a_method_of_the_study_stands_beside_a_published_one() -> None:
+    named = {name for row in PUBLISHED for name in row.get("ours", "").split()}
+    forgotten = [name for name in ENTRIES if name.split("_")[0] not in {known.split("_")[0] for known in named}]
+    assert not set(forgotten) - NOT_PUBLISHED, "name them in published.yml as `ours`, or in NOT_PUBLISHED"
+
+
+ROW = "- {setting: A, method: LoRA, value: 1, unit: points, cite: hu2021lora}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (ROW.replace(", cite: hu2021lora", ""), "1: a row has no cite"),
+        (ROW.replace("cite:", "colour: red, cite:"), "1: a row has the unknown field colour"),
+        (ROW + ROW.replace("points", "BLEU"), "1: the rows of 'A' differ in unit"),
+        (ROW + ROW.replace("setting: A", "setting: B") + ROW, "3: 'A' stands in two places"),
+    ],
+)
+def test_a_wrong_row_is_refused_with_its_line(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "published.yml"
+    file.write_text(text)
+    with pytest.raises(claims.ClaimError) as error:
+        reference_pages.load_published(file)
+    assert f"{error.value.line}: {error.value}" == said
+
+
+# --- learning rates --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("lora", "a"), ("lora_rank_64", "a"), ("lora_plus", "b"), ("lora_plus_x", "b"), ("dora", "none noted")],
+)
+def test_a_variant_falls_back_on_its_family(method: str, expected: str) -> None:
+    assert reference_pages.published_rate({"lora": "a", "lora_plus": "b"}, method) == expected
+
+
+@pytest.mark.parametrize(
+    ("rate", "tried", "expected"),
+    [
+        (2e-3, [5e-3, 2e-3, 5e-4], ("0.002", "0.0005, 0.002, 0.005")),
+        (5e-3, [5e-3, 2e-3], ("0.005 (the largest tried)", "0.002, 0.005")),
+        (5e-5, [1e-4, 5e-5], ("5e-5 (the smallest tried)", "5e-5, 0.0001")),
+        (1e-3, [], ("0.001", "0.001")),
+    ],
+)
+def test_a_rate_at_the_edge_is_called_so(rate: float, tried: list[float], expected: tuple[str, str]) -> None:
+    assert reference_pages.chosen_and_tried(rate, tried) == expected
+
+
+def test_every_method_of_the_study_has_its_line() -> None:
+    assert not [name for name in ENTRIES if reference_pages.published_rate(RATES, name) not in RATES.values()]
+
+
+# --- times -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_notebook_was_timed() -> None:
+    assert not [stem for stem in NOTEBOOKS if {"lab", "solution"} - set(SECONDS["seconds"].get(stem, {}))]
+
+
+@pytest.mark.parametrize("stem", NOTEBOOKS)
+def test_a_lab_says_its_time_at_the_top(stem: str) -> None:
+    slower = max(SECONDS["seconds"][stem].values())
+    for folder in ("labs", "solutions"):
+        cells = json.loads((ROOT / folder / f"{stem}.ipynb").read_text(encoding="utf-8"))["cells"]
+        said = re.search(r"about (\d+) s", "".join(cells[0]["source"]))
+        assert said, f"{folder}/{stem}"
+        assert 0 <= int(said[1]) - slower < 5
+
+
+# --- the pages, built ------------------------------------------------------------------------------------------------
+
+PAGES = ("learning_rates", "published", "glossary", "times")
+
+
+def build(folder: Path, quality: dict[str, Any], seconds: dict[str, Any]) -> tuple[dict[str, str], str]:
+    """A small book of the four pages, with these results."""
+    source = folder / "source"
+    for name in ("book/data", "book/results", "labs"):
+        (source / name).mkdir(parents=True)
+    for name in ("learning_rates.yml", "published.yml", "chapters.yml"):
+        (source / "book" / "data" / name).write_text((BOOK / "data" / name).read_text(encoding="utf-8"))
+    (source / "book" / "references.bib").write_text((BOOK / "references.bib").read_text(encoding="utf-8"))
+    (source / "book" / "results" / "quality.json").write_text(json.dumps(quality))
+    (source / "book" / "results" / "lab_seconds.json").write_text(json.dumps(seconds))
+    for name in PAGES:
+        (source / "book" / f"{name}.md").write_text((BOOK / f"{name}.md").read_text(encoding="utf-8"))
+    listed = "\n".join(f"book/{name}" for name in PAGES)
+    (source / "index.md").write_text(f"# Book\n\n```{{toctree}}\n{listed}\n```\n")
+    warnings = io.StringIO()
+    options = {
+        "extensions": ["myst_nb", "reference_pages", "sphinxcontrib.bibtex"],
+        "bibtex_bibfiles": ["book/references.bib"],
+        "suppress_warnings": ["bibtex.duplicate_citation"],
+        "myst_enable_extensions": ["dollarmath"],
+        "nb_execution_mode": "off",
+    }
+    with patch_docutils(), docutils_namespace():
+        app = Sphinx(source, None, folder / "html", folder / "doctrees", "html", options, status=None, warning=warnings)
+        app.build()
+    names = [*(f"book/{name}" for name in PAGES), "index", "genindex"]
+    return {name: (folder / "html" / f"{name}.html").read_text() for name in names}, warnings.getvalue()
+
+
+def plain(html: str) -> str:
+    """The text of a page, spaces joined."""
+    return " ".join(re.sub(r"<[^>]+>", " ", html).split())
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The pages with one method and one chapter more than there are."""
+    quality = json.loads(json.dumps(QUALITY))
+    quality["methods"]["lora_new"] = {**quality["methods"]["lora"], "title": "A new method", "learning_rate": 0.077}
+    quality["rates"]["lora_new"] = [{"learning_rate": rate} for rate in (0.077, 0.7, 0.007)]
+    quality["methods"]["bitfit"] = {**quality["methods"]["lora"], "accuracy": {"mean": 0.123}}
+    seconds = {**SECONDS, "seconds": {**SECONDS["seconds"], "21_study": {"lab": 60.0, "solution": 30.0}}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BOOK / "_ext"))
+        pages, warnings = build(tmp_path_factory.mktemp("reference"), quality, seconds)
+    assert "doc reference target not found" in warnings or not warnings  # pages that this small book has not
+    assert not re.findall(r"WARNING: (?!unknown document|.*not found)[^\n]*", warnings)
+    return pages
+
+
+def test_every_method_stands_in_learning_rates(built: dict[str, str]) -> None:
+    page = plain(built["book/learning_rates"])
+    for method in QUALITY["methods"].values():
+        assert method["title"] in page
+    assert "A new method 0.077" in page  # the table has grown
+    assert "0.007, 0.077, 0.7" in page
+    assert built["book/learning_rates"].count('scope="col"') >= 5
+
+
+def test_ours_stand_beside_the_published(built: dict[str, str]) -> None:
+    page = plain(built["book/published"])
+    assert "BitFit 0.1M 93.7 12.3%" in page
+    assert "values may not" in page
+    settings = {row["setting"] for row in PUBLISHED}
+    assert built["book/published"].count("<caption") == len(settings)
+
+
+def test_times_lists_every_notebook_and_the_sum(built: dict[str, str]) -> None:
+    page = plain(built["book/times"])
+    titles = {stem: chapter["title"] for stem, chapter in claims.Book(BOOK / "data").chapters.items()}
+    for stem in [*NOTEBOOKS, "21_study"]:
+        assert titles[stem] in page
+    total = sum(kinds["lab"] for kinds in SECONDS["seconds"].values()) + 60
+    assert f"all together {total / 60:.1f} min" in page
+    assert "GPU," not in page  # a column only where one was measured
+
+
+def test_the_index_is_in_the_contents_and_useful(built: dict[str, str]) -> None:
+    assert re.search(r'href="genindex\.html"[^>]*>Index of terms', built["index"])
+    index = plain(built["genindex"])
+    for term in ("knowledge distillation", "知识蒸馏", "QLoRA", "learning rate", "of each method"):
+        assert term in index
+
+
+def test_chinese_is_marked_as_such(built: dict[str, str]) -> None:
+    page = built["book/glossary"]
+    marked = re.findall(r'<dt id="[^"]+">[^<]*<span lang="zh-Hans">([^<]+)</span>', page)
+    assert len(marked) == len(GLOSSARY)
+    assert "微调" in marked
+    assert not re.search(r"[\u4e00-\u9fff]", re.sub(r'<span lang="zh-Hans">[^<]+</span>', "", page))
+
+
+def test_a_column_for_a_gpu_where_one_was_measured(tmp_path: Path) -> None:
+    seconds = {**SECONDS, "gpu_seconds": {NOTEBOOKS[0]: {"lab": 11.0, "solution": 12.0}}}
+    page = plain(build(tmp_path, QUALITY, seconds)[0]["book/times"])
+    assert "GPU, lab GPU, solution" in page
+    assert "11 s 12 s" in page and "not measured" in page
+
+
+def test_the_first_page_leads_to_the_reference() -> None:
+    text = (BOOK / "index.md").read_text(encoding="utf-8")
+    linked = set(re.findall(r"\{doc\}`(?:[^`<]*<)?([\w/.]+)>?`", text))
+    toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    part = next(part for part in toc["parts"] if part["caption"] == "Reference")
+    assert {entry["file"].removeprefix("book/") for entry in part["chapters"]} <= linked
+    assert "genindex" in text
+    for part in toc["parts"]:
+        assert f"*{part['caption']}*" in text, "the first page names every part"
