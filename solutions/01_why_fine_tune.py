@@ -12,7 +12,7 @@
 # **You will**
 #
 # * measure the floor that every classifier must beat,
-# * turn one pretrained model into a classifier in four ways, and compare what each learns from 640 tweets,
+# * turn one pretrained model into a classifier in four ways, and compare what each learns from 512 tweets,
 # * work out what each way costs in memory.
 #
 # **Time:** the whole lab runs in about {{ seconds }} s on two CPU cores (measured). No GPU is needed.
@@ -76,8 +76,9 @@ def majority_baseline(train_labels, test_labels):
 check("why.majority", majority_baseline)
 
 # %%
-floor = majority_accuracy(list(tweets["train"]["label"]), list(tweets["validation"]["label"]))
-print(f"always 'positive' is right in {floor:.1%} of the validation tweets")
+judged = tweets["validation"].select(range(200))  # enough to see what happens, and the lab stays short
+floor = majority_accuracy(list(tweets["train"]["label"]), list(judged["label"]))
+print(f"always 'positive' is right in {floor:.1%} of these validation tweets")
 
 # %% [markdown]
 # ## Exercise 2: keep the body, train the head
@@ -106,7 +107,7 @@ check("why.freeze", freeze_body)
 # ## Four ways to a classifier
 #
 # From here on the lab uses `course_utils`, which does the same with one line for every method. We run four ways on the
-# same 640 tweets, 20 steps each, and look at the validation split.
+# same 512 tweets, 16 steps each, and look at 200 validation tweets.
 #
 # 1. **From scratch**: the same architecture with random weights, all of them trained.
 # 2. **Head only**: pretrained body, frozen; only the head is trained.
@@ -117,8 +118,8 @@ check("why.freeze", freeze_body)
 WAYS = {
     "from scratch": (FullConfig(), False, 5e-4),
     "head only": (HeadOnlyConfig(), True, 5e-2),
-    "full fine-tuning": (FullConfig(), True, 2e-4),
-    "LoRA": (LoRAConfig(rank=8, alpha=16), True, 8e-3),
+    "full fine-tuning": (FullConfig(), True, 3e-4),
+    "LoRA": (LoRAConfig(rank=8, alpha=16), True, 1e-2),
 }
 counts = {}
 for title, (config, pretrained, _) in WAYS.items():
@@ -132,18 +133,18 @@ for title, (config, pretrained, _) in WAYS.items():
 
 
 # %% tags=["nbval-ignore-output"]
-def learn(config, pretrained, learning_rate, texts=640):
+def learn(config, pretrained, learning_rate, texts=512):
     """Train one way on the first `texts` training tweets and return its history."""
     model, tokenizer = load_classifier("minilm", pretrained=pretrained)
     inject(model, config)
     train = make_loader(tweets["train"].select(range(texts)), tokenizer, 32, shuffle=True)
-    validation = make_loader(tweets["validation"], tokenizer, 64)
+    validation = make_loader(judged, tokenizer, 64)
     return fit(model, train, validation, TrainingConfig(learning_rate=learning_rate, epochs=1))
 
 
 histories = {title: learn(*way) for title, way in WAYS.items()}
 accuracies = {title: history.evaluations[-1]["accuracy"] for title, history in histories.items()}
-bars(accuracies, "validation accuracy after 20 steps", floor)
+bars(accuracies, "validation accuracy after 16 steps", floor)
 
 # %% [markdown]
 # The dashed line is the floor. What stays at it has learnt nothing, whatever its loss did.
@@ -153,7 +154,7 @@ training_curves(histories, floor)
 
 # %%
 # What is trained is never compared digit by digit: machines differ. These bands hold on all of them.
-assert accuracies["from scratch"] < floor + 0.08, "random weights learn next to nothing from 640 tweets"
+assert accuracies["from scratch"] < floor + 0.08, "random weights learn next to nothing from 512 tweets"
 assert accuracies["full fine-tuning"] > floor + 0.12
 assert accuracies["LoRA"] > floor + 0.12
 assert accuracies["head only"] < accuracies["LoRA"]
@@ -198,7 +199,7 @@ for title, count in counts.items():
 #
 # Change a number, run the cell again, and look. Ideas: 1,024 tweets instead of 256; a learning rate ten times as high
 # or as low; the head only with all 2,191 tweets. **Question:** how many tweets, and so how many steps, does LoRA need
-# to leave the floor? As the cell stands, with a third of the tweets, it does not.
+# to leave the floor? As the cell stands, with half of the tweets, it does not.
 
 # %% tags=["nbval-ignore-output"]
 experiment = learn(LoRAConfig(rank=8, alpha=16), pretrained=True, learning_rate=8e-3, texts=256)

@@ -149,12 +149,13 @@ batch = next(iter(make_loader(tweets["train"].select(range(8)), tokenizer, 8)))
 print(check_invariants(lambda: load_classifier("minilm")[0], config, batch, expected_parameters=73_728 + 770))
 
 # %% [markdown]
-# Now train. The learning rate is 8e-3, forty times the 2e-4 that lab 1 gives to full fine-tuning.
+# Now train. The learning rate is 8e-3, some twenty-five times the 3e-4 that lab 1 gives to full fine-tuning.
 
 # %% tags=["nbval-ignore-output"]
+judged = tweets["validation"].select(range(200))  # enough to see what happens, and the lab stays short
 train = make_loader(tweets["train"].select(range(1024)), tokenizer, 32, shuffle=True)
-validation = make_loader(tweets["validation"], tokenizer, 64)
-floor = majority_accuracy(list(tweets["train"]["label"]), list(tweets["validation"]["label"]))
+validation = make_loader(judged, tokenizer, 64)
+floor = majority_accuracy(list(tweets["train"]["label"]), list(judged["label"]))
 history = fit(model, train, validation, TrainingConfig(learning_rate=8e-3, epochs=1))
 training_curves({"LoRA, rank 8": history}, floor)
 
