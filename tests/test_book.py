@@ -61,7 +61,7 @@ RESULTS = {
     "flag": True,
 }
 
-OPTIONS = {"results_folder": "results", "myst_enable_extensions": ["dollarmath"]}
+OPTIONS = {"source_suffix": {".md": "markdown"}, "results_folder": "results", "myst_enable_extensions": ["dollarmath"]}
 
 
 def build(folder: Path, page: str, results: object = RESULTS) -> tuple[str, str, Sphinx]:
@@ -427,8 +427,9 @@ _TOO_WIDE = """() => {
     const {left, right, width, height} = box(element);
     if (!width || !height || (right <= limit && left >= -1)) continue;
     let around = element.parentElement;
-    while (around && getComputedStyle(around).overflowX === 'visible') around = around.parentElement;
-    if (around?.closest('article') && box(around).right <= limit) continue;
+    while (around && (getComputedStyle(around).overflowX === 'visible' || box(around).right > limit))
+      around = around.parentElement;
+    if (around?.closest('article')) continue;
     found.push(`${element.tagName}.${element.className} from ${Math.round(left)} to ${Math.round(right)}`);
   }
   return found.slice(0, 10);

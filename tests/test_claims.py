@@ -223,6 +223,8 @@ def build(folder: Path) -> tuple[str, str, Sphinx]:
     warnings = io.StringIO()
     options = {"extensions": ["myst_nb", "claims"], "myst_heading_anchors": 3, "nb_execution_mode": "off"}
     options |= {"myst_enable_extensions": ["dollarmath"]}
+    # Sphinx writes into the default of this setting, and the next project of the same process finds it there.
+    options |= {"source_suffix": {".md": "myst-nb", ".ipynb": "myst-nb"}}
     with patch_docutils(), docutils_namespace():
         app = Sphinx(
             folder / "source",

@@ -223,7 +223,7 @@ def test_fetch_prints_the_folders(minilm_folder: Path, capsys: pytest.CaptureFix
 
 def test_fetching_what_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["fetch", "bert"]) == 1
-    assert capsys.readouterr().err == "there is no asset 'bert'; the course has minilm, ratings\n"
+    assert capsys.readouterr().err == "there is no asset 'bert'; the course has minilm, ratings, smollm2\n"
 
 
 @pytest.mark.parametrize("command", ["notebooks", "study", "bench"])

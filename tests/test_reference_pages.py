@@ -225,6 +225,8 @@ def build(folder: Path, quality: dict[str, Any], seconds: dict[str, Any]) -> tup
         "suppress_warnings": ["bibtex.duplicate_citation"],
         "myst_enable_extensions": ["dollarmath"],
         "nb_execution_mode": "off",
+        # Sphinx writes into the default of this setting, and the next project of the same process finds it there.
+        "source_suffix": {".md": "myst-nb", ".ipynb": "myst-nb"},
     }
     with patch_docutils(), docutils_namespace():
         app = Sphinx(source, None, folder / "html", folder / "doctrees", "html", options, status=None, warning=warnings)
