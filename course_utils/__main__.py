@@ -4,6 +4,20 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib import import_module
+
+#: Command → the module whose `main` it runs, and what the help says.
+COMMANDS = {
+    "notebooks": ("authoring", "write and run the labs and solutions"),
+    "new": ("new_chapter", "start a chapter"),
+    "study": ("study", "compare methods over several seeds"),
+    "study-data": ("study_data", "what the chapter on data measures"),
+    "study-evaluation": ("study_evaluation", "what one test split can say"),
+    "study-optimizers": ("study_optimizers", "what chapter 2 measures"),
+    "study-ranks": ("study_ranks", "LoRA's rank against accuracy"),
+    "study-training": ("study_training", "what the chapter on the training loop measures"),
+    "bench": ("bench", "time and memory against peft"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -13,64 +27,22 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("doctor", help="check this computer and say how to mend what is wrong")
     fetching = commands.add_parser("fetch", help="download and verify the model and the data")
     fetching.add_argument("names", nargs="*", metavar="NAME", help="which ones; default: all that every chapter needs")
-    # These read their own options, --help too.
-    commands.add_parser("notebooks", help="write and run the labs and solutions", add_help=False)
-    commands.add_parser("new", help="start a chapter", add_help=False)
-    commands.add_parser("study", help="compare methods over several seeds", add_help=False)
-    commands.add_parser("study-data", help="what the chapter on data measures", add_help=False)
-    commands.add_parser("study-evaluation", help="what one test split can say", add_help=False)
-    commands.add_parser("study-optimizers", help="what chapter 2 measures", add_help=False)
-    commands.add_parser("study-ranks", help="LoRA's rank against accuracy", add_help=False)
-    commands.add_parser("study-training", help="what the chapter on the training loop measures", add_help=False)
-    commands.add_parser("bench", help="time and memory against peft", add_help=False)
+    for command, (_, says) in COMMANDS.items():
+        commands.add_parser(command, help=says, add_help=False)  # it reads its own options, --help too
     chosen, rest = parser.parse_known_args(arguments)
     if rest and chosen.command in ("doctor", "fetch"):
         parser.error(f"{chosen.command} does not know {' '.join(rest)}")
 
     # Each import stands where it is needed: doctor must run where the others cannot even be imported.
-    match chosen.command:
-        case "doctor":
-            from course_utils import doctor
+    if chosen.command == "doctor":
+        from course_utils import doctor
 
-            return doctor.main()
-        case "fetch":
-            return _fetch(chosen.names)
-        case "notebooks":
-            from course_utils import authoring
-
-            return authoring.main(rest)
-        case "new":
-            from course_utils import new_chapter
-
-            return new_chapter.main(rest)
-        case "study":
-            from course_utils import study
-
-            return study.main(rest)
-        case "study-data":
-            from course_utils import study_data
-
-            return study_data.main(rest)
-        case "study-optimizers":
-            from course_utils import study_optimizers
-
-            return study_optimizers.main(rest)
-        case "study-evaluation":
-            from course_utils import study_evaluation
-
-            return study_evaluation.main(rest)
-        case "study-ranks":
-            from course_utils import study_ranks
-
-            return study_ranks.main(rest)
-        case "study-training":
-            from course_utils import study_training
-
-            return study_training.main(rest)
-        case _:
-            from course_utils import bench
-
-            return bench.main(rest)
+        return doctor.main()
+    if chosen.command == "fetch":
+        return _fetch(chosen.names)
+    module, _ = COMMANDS[chosen.command]
+    code: int = import_module(f"course_utils.{module}").main(rest)
+    return code
 
 
 def _fetch(names: list[str]) -> int:

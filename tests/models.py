@@ -128,3 +128,9 @@ def fill_lora(model: torch.nn.Module, *, seed: int = 1, size: float = 0.1) -> No
         for name, parameter in model.named_parameters():
             if "lora_" in name:
                 parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+
+
+def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """How long the difference is, as a share of the length of what was expected; computed in fp64."""
+    assert got.shape == expected.shape
+    return ((got.double() - expected.double()).norm() / expected.double().norm()).item()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, HIDDEN, Batch, make, make_batch
+from models import ALL_MODELS, CLASSIFIERS, HIDDEN, Batch, make, make_batch, relative
 from peft import AdaLoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
@@ -164,10 +164,6 @@ def logits(model: Any, kind: str) -> torch.Tensor:
     batch: Batch = make_batch(kind)
     del batch["labels"]  # peft's AdaLoRA, loaded for inference, fails when it is given labels
     return model.eval()(**batch).logits
-
-
-def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((got - expected).norm() / expected.norm()).item()
 
 
 # --- equal to peft --------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 import torch
 from cases import move
 from golden.make_adapters import ACTIVATIONS, FILE, KINDS, SIZE, STEPS, fill, is_norm, train
-from models import ALL_MODELS, HIDDEN, LAYERS, make, make_batch
+from models import ALL_MODELS, HIDDEN, LAYERS, make, make_batch, relative
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -92,11 +92,6 @@ def difference(ours: dict[str, torch.Tensor], prefix: str, gate: float = GATE) -
     errors = {name: relative(ours[name], expected) for name, expected in golden.items()}
     worst = max(errors, key=lambda name: errors[name])
     return f"{worst}: {errors[worst]:.1e}" if errors[worst] > gate else ""
-
-
-def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
-    assert got.shape == expected.shape
-    return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
 # --- equal to `adapters` --------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, Case, move
-from models import ALL_MODELS, LANGUAGE_MODELS, Batch, make, make_batch
+from models import ALL_MODELS, LANGUAGE_MODELS, Batch, make, make_batch, relative
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -55,10 +55,6 @@ def head_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 @torch.no_grad()
 def logits(model: Any, batch: Batch) -> torch.Tensor:
     return model.eval()(**batch).logits
-
-
-def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
 
 
 def train(model: Any, kind: str, steps: int = 10) -> None:

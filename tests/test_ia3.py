@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from cases import move
-from models import ALL_MODELS, CLASSIFIERS, HIDDEN, LAYERS, Batch, make, make_batch
+from models import ALL_MODELS, CLASSIFIERS, HIDDEN, LAYERS, Batch, make, make_batch, relative
 from peft import PeftModel, TaskType, get_peft_model
 from peft.utils import constants
 from safetensors.torch import load_file, save_file
@@ -113,10 +113,6 @@ def peft_merged(theirs: Any) -> dict[str, torch.Tensor]:
 @torch.no_grad()
 def logits(model: Any, kind: str) -> torch.Tensor:
     return model.eval()(**make_batch(kind)).logits
-
-
-def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((got.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
 # --- equal to peft --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, HIDDEN, Batch, fill_lora, make, make_batch
+from models import ALL_MODELS, CLASSIFIERS, HIDDEN, Batch, fill_lora, make, make_batch, relative
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
@@ -83,10 +83,6 @@ def explain_difference(ours: nn.Module, theirs: PeftModel, batch: Batch) -> str:
             parallel = torch.allclose(mine, factor * expected, rtol=1e-3, atol=1e-4)
             return f"{name}: the update is {factor:.3g} times peft's" if parallel else f"{name}: another update"
     return "" if torch.equal(ours(**batch).logits, theirs(**batch).logits) else "the logits differ in the last bits"
-
-
-def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((got - expected).norm() / expected.norm()).item()
 
 
 # --- equal to peft --------------------------------------------------------------------------------------------------

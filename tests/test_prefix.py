@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, LANGUAGE_MODELS, LAYERS, Batch, make, make_batch
+from models import ALL_MODELS, CLASSIFIERS, LANGUAGE_MODELS, LAYERS, Batch, make, make_batch, relative
 from peft import PeftModel, get_peft_model
 from peft import PrefixTuningConfig as PeftPrefixConfig
 from safetensors.torch import load_file, save_file
@@ -104,10 +104,6 @@ def explain_difference(ours: nn.Module, theirs: PeftModel, batch: Batch) -> str:
             if got.shape != expected.shape or not torch.equal(got, expected):
                 return f"layer {layer}: other {name}"
     return "" if torch.equal(ours(**batch).logits, theirs(**batch).logits) else "the logits differ"
-
-
-def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((got - expected).norm() / expected.norm()).item()
 
 
 # --- equal to peft --------------------------------------------------------------------------------------------------

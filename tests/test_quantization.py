@@ -7,6 +7,7 @@ import math
 import bitsandbytes.functional as bnb
 import pytest
 import torch
+from models import relative
 from torch.distributions import Normal
 
 from course_utils.methods import MethodError
@@ -37,10 +38,6 @@ SHAPES = [(64, 64), (256, 320), (5, 7), (1, 63), (3, 43), (2, 32)]  # also odd, 
 
 def weights(*shape: int, size: float = 0.02, seed: int = 0) -> torch.Tensor:
     return size * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((got - expected).norm() / expected.norm()).item()
 
 
 def difference(weight: torch.Tensor, codes: torch.Tensor, absmax: torch.Tensor, block_size: int = 64) -> str:

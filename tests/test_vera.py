@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, HIDDEN, make, make_batch
+from models import ALL_MODELS, CLASSIFIERS, HIDDEN, make, make_batch, relative
 from peft import PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -112,10 +112,6 @@ def projections(model: nn.Module) -> Projections:
 @torch.no_grad()
 def logits(model: Any, kind: str) -> torch.Tensor:
     return model.eval()(**make_batch(kind)).logits
-
-
-def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
-    return ((got - expected).norm() / expected.norm()).item()
 
 
 # --- equal to peft --------------------------------------------------------------------------------------------------
