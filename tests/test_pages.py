@@ -27,6 +27,8 @@ from typing import Any
 
 import pytest
 
+from course_utils.__main__ import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 BOOK = sorted((ROOT / "book").glob("*.md"))
 TEXTS = [*BOOK, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
@@ -264,9 +266,7 @@ def test_the_python_of_a_page_runs(page: str, report: dict[str, Any]) -> None:
 
 
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-SUBCOMMANDS = set(
-    re.findall(r'add_parser\(\s*"([\w-]+)"', (ROOT / "course_utils" / "__main__.py").read_text(encoding="utf-8"))
-)
+SUBCOMMANDS = {"doctor", "fetch", *COMMANDS}
 #: Commands of a reader's computer that this one need not have.
 OUTSIDE = {"apt", "cd", "conda", "git", "make", "mamba", "py", "python3", "source", "sudo", "export"}
 
