@@ -9,12 +9,14 @@ import json
 import os
 import platform
 import re
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from filelock import FileLock
 
 FOLDER = Path(__file__).parents[1] / "book" / "results"
 
@@ -44,6 +46,17 @@ def write(name: str, command: str, content: dict[str, Any]) -> Path:
     partial.write_text(text + "\n")
     os.replace(partial, path)
     return path
+
+
+def update(name: str, command: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> Path:
+    """Replace a result file by what `change` makes of its content ({} where there is none), as one step.
+
+    Several processes may do this with one file at the same time: each waits for the other, and no result is lost.
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with FileLock(FOLDER / f".{name}.lock"):
+        stored = read(name) if (FOLDER / f"{name}.json").is_file() else {}
+        return write(name, command, change(stored))
 
 
 def _facts() -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 For each method the learning rate with the lowest validation loss is chosen with seed 0; then every seed runs with
 that rate, and only these runs are judged on the test split. Each finished run is written down at once, so a killed
-study goes on where it stopped.
+study goes on where it stopped, and several processes may share the work: give each of them other methods.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,17 +23,26 @@ from course_utils import results
 from course_utils.backbones import DEFAULT_BACKBONE, load_classifier
 from course_utils.data import load_sentiment, make_loader
 from course_utils.methods import (
+    AdaLoRAConfig,
     BitFitConfig,
     DoRAConfig,
     FullConfig,
     HeadOnlyConfig,
+    HoulsbyConfig,
     IA3Config,
+    LastLayersConfig,
     LoRAConfig,
+    LoRAPlusConfig,
     MethodConfig,
+    ParallelAdapterConfig,
     PfeifferConfig,
+    PiSSAConfig,
     PrefixTuningConfig,
     PromptTuningConfig,
     PTuningConfig,
+    PTuningV2Config,
+    QLoRAConfig,
+    VeRAConfig,
     count_parameters,
     inject,
 )
@@ -62,6 +72,9 @@ class Entry:
     pretrained: bool = True
 
 
+# Of 3 epochs of 69 steps: ranks fall after the first half epoch, and stay from the last epoch on.
+_ADALORA_PLAN = {"init_rank": 12, "target_rank": 8, "initial_steps": 35, "final_steps": 69, "interval": 5}
+
 #: A new method is one more line here.
 ENTRIES: dict[str, Entry] = {
     "lora": Entry("LoRA, query and value", LoRAConfig(rank=8, alpha=16), (5e-4, 2e-3, 5e-3)),
@@ -69,13 +82,22 @@ ENTRIES: dict[str, Entry] = {
     "head_only": Entry("head only", HeadOnlyConfig(), (2e-2, 5e-2, 1e-1, 2e-1)),
     "scratch": Entry("from scratch", FullConfig(), (1e-4, 5e-4, 1e-3), pretrained=False),
     "bitfit": Entry("BitFit", BitFitConfig(), (1e-3, 5e-3, 2e-2)),
+    "last_layers": Entry("last layer only", LastLayersConfig(layers=1), (1e-4, 5e-4)),
+    "houlsby": Entry("Houlsby adapters", HoulsbyConfig(), (1e-3, 3e-3)),
+    "pfeiffer": Entry("Pfeiffer adapters", PfeifferConfig(), (1e-3, 3e-3)),
+    "parallel": Entry("parallel adapters", ParallelAdapterConfig(), (5e-4, 1e-3)),
     "lora_all": Entry("LoRA, all linear", LoRAConfig(rank=8, alpha=16, targets="all-linear"), (1e-3, 2e-3)),
+    "lora_plus": Entry("LoRA+", LoRAPlusConfig(rank=8, alpha=16), (2e-4, 1e-3)),
     "dora": Entry("DoRA", DoRAConfig(rank=8, alpha=16), (2e-3, 5e-3)),
+    "pissa": Entry("PiSSA", PiSSAConfig(rank=8, alpha=16), (5e-4, 2e-3)),
+    "adalora": Entry("AdaLoRA", AdaLoRAConfig(alpha=24, total_steps=3 * 69, **_ADALORA_PLAN), (5e-3, 2e-2)),
+    "vera": Entry("VeRA", VeRAConfig(rank=256), (1e-2, 5e-2)),
     "ia3": Entry("(IA)³", IA3Config(), (1e-2, 3e-2)),
-    "pfeiffer": Entry("Pfeiffer adapters", PfeifferConfig(), (1e-3, 2e-3)),
-    "prefix": Entry("prefix tuning", PrefixTuningConfig(virtual_tokens=20), (1e-2, 3e-2)),
     "prompt": Entry("prompt tuning", PromptTuningConfig(virtual_tokens=20), (1e-2, 5e-2)),
     "p_tuning": Entry("P-Tuning", PTuningConfig(virtual_tokens=20), (1e-3, 5e-3)),
+    "prefix": Entry("prefix tuning", PrefixTuningConfig(virtual_tokens=20), (1e-2, 3e-2, 1e-1)),
+    "p_tuning_v2": Entry("P-Tuning v2", PTuningV2Config(virtual_tokens=20), (3e-2, 1e-1)),
+    "qlora": Entry("QLoRA", QLoRAConfig(rank=8, alpha=16), (1e-3, 2e-3)),
 }
 
 
@@ -89,27 +111,30 @@ def main(arguments: list[str]) -> int:
     if unknown:
         parser.error(f"unknown method {', '.join(sorted(unknown))}; choose from {', '.join(ENTRIES)}")
     methods = options.methods or list(ENTRIES)
-    runs = _stored_runs()
-    if options.again:
-        runs = [run for run in runs if run["method"] not in methods]
     tweets = load_sentiment("tweets")
+    keep = Store(tweets)
+    if options.again:
+        keep.drop(methods)
     for method in methods:
         for rate in ENTRIES[method].learning_rates:
-            _run_once(runs, tweets, method, rate, SEEDS[0])
+            _run_once(keep, tweets, method, rate, SEEDS[0])
         for seed in SEEDS[1:]:
-            _run_once(runs, tweets, method, best_rate(runs, method), seed)
-    _write(runs, tweets)
+            _run_once(keep, tweets, method, best_rate(keep.runs(), method), seed)
+    keep.refresh()
     return 0
 
 
-def _run_once(runs: list[dict[str, Any]], tweets: DatasetDict, method: str, rate: float, seed: int) -> None:
-    """Train and judge, unless this run is stored already; then write everything down."""
-    if any((run["method"], run["learning_rate"], run["seed"]) == (method, rate, seed) for run in runs):
+def _run_once(keep: Store, tweets: DatasetDict, method: str, rate: float, seed: int) -> None:
+    """Train and judge, unless this run is stored already; then write it down."""
+    if any(_key(run) == (method, rate, seed) for run in keep.runs()):
         return
-    run = train_once(tweets, ENTRIES[method], rate, seed)
-    runs.append({"method": method, **run})
+    run = {"method": method, **train_once(tweets, ENTRIES[method], rate, seed)}
+    keep.add(run)
     print(f"{ENTRIES[method].title}, learning rate {rate:g}, seed {seed}: {run['accuracy']:.1%}", flush=True)
-    _write(runs, tweets)
+
+
+def _key(run: dict[str, Any]) -> tuple[str, float, int]:
+    return run["method"], run["learning_rate"], run["seed"]
 
 
 def train_once(tweets: DatasetDict, entry: Entry, learning_rate: float, seed: int) -> dict[str, Any]:
@@ -133,6 +158,7 @@ def train_once(tweets: DatasetDict, entry: Entry, learning_rate: float, seed: in
         "validation_accuracy": history.evaluations[history.best_epoch - 1]["accuracy"],
         "best_epoch": history.best_epoch,
         "seconds": round(history.seconds, 1),
+        "threads": torch.get_num_threads(),
         "trainable": count.trainable,
         "head": count.head,
         "total": count.total,
@@ -210,31 +236,57 @@ def baselines(tweets: DatasetDict) -> dict[str, float]:
     }
 
 
-def _stored_runs() -> list[dict[str, Any]]:
-    try:
-        runs: list[dict[str, Any]] = results.read("quality")["runs"]
-    except FileNotFoundError:
-        return []
-    return runs
+class Store:
+    """The result file of the study, which several processes may fill together.
 
+    Args:
+        tweets: the three splits.
+    """
 
-def _write(runs: list[dict[str, Any]], tweets: DatasetDict) -> None:
-    content = {
-        "backbone": DEFAULT_BACKBONE,
-        "epochs": EPOCHS,
-        "batch_size": BATCH_SIZE,
-        "seeds": list(SEEDS),
-        "texts": {split: len(tweets[split]) for split in tweets},
-        "baselines": baselines(tweets),
-        "methods": summarize(runs, len(tweets["test"])),
-        "rates": {
-            method: [
-                {key: value for key, value in run.items() if key != "update_energy"}
-                for run in sorted(_first_seed(runs, method), key=lambda run: run["learning_rate"])
-            ]
-            for method in ENTRIES
-            if _first_seed(runs, method)
-        },
-        "runs": runs,
-    }
-    results.write("quality", COMMAND, content)
+    def __init__(self, tweets: DatasetDict) -> None:
+        self.facts = {
+            "backbone": DEFAULT_BACKBONE,
+            "epochs": EPOCHS,
+            "batch_size": BATCH_SIZE,
+            "seeds": list(SEEDS),
+            "texts": {split: len(tweets[split]) for split in tweets},
+            "baselines": baselines(tweets),
+        }
+
+    def runs(self) -> list[dict[str, Any]]:
+        """All finished runs, those of other processes too."""
+        try:
+            runs: list[dict[str, Any]] = results.read("quality")["runs"]
+        except FileNotFoundError:
+            return []
+        return runs
+
+    def add(self, run: dict[str, Any]) -> None:
+        """Write one run down, in place of an older one with the same method, rate and seed."""
+        self._change(lambda runs: [*(old for old in runs if _key(old) != _key(run)), run])
+
+    def drop(self, methods: list[str]) -> None:
+        """Throw the runs of these methods away."""
+        self._change(lambda runs: [run for run in runs if run["method"] not in methods])
+
+    def refresh(self) -> None:
+        """Make the summary anew."""
+        self._change(lambda runs: runs)
+
+    def _change(self, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]]) -> None:
+        results.update("quality", COMMAND, lambda stored: self._content(change(stored.get("runs", []))))
+
+    def _content(self, runs: list[dict[str, Any]]) -> dict[str, Any]:
+        return {
+            **self.facts,
+            "methods": summarize(runs, self.facts["texts"]["test"]),
+            "rates": {
+                method: [
+                    {key: value for key, value in run.items() if key != "update_energy"}
+                    for run in sorted(_first_seed(runs, method), key=lambda run: run["learning_rate"])
+                ]
+                for method in ENTRIES
+                if _first_seed(runs, method)
+            },
+            "runs": runs,
+        }
