@@ -1,4 +1,9 @@
-"""DoRA equals peft's, number for number: outputs, gradients, steps, merge and checkpoints."""
+"""DoRA equals peft's: outputs, gradients, steps, merge and checkpoints.
+
+Ours finds the length of the rows of W + ΔW without forming ΔW, which rounds otherwise than peft's norm. So the two are
+compared twice: with peft's way to that one number put in place of ours, bit for bit; and as it is, to 1e-12 in float64
+and within the rounding of float32.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +31,7 @@ from course_utils.methods import (
     merge,
     trainable_parameters,
 )
+from course_utils.methods.lora import turned
 
 #: The factor is no power of two: the order of the products shows in the last bit.
 CONFIG = DoRAConfig(rank=3, alpha=7, targets="all-linear")
@@ -62,9 +68,25 @@ def fill(model: nn.Module, *, seed: int = 1) -> None:
             parameter.copy_(parameter * (1 + 0.2 * noise) if "magnitude" in name else 0.1 * noise)
 
 
-def pair(kind: str, config: DoRAConfig = CONFIG, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, PeftModel]:
-    """Ours and peft's with the same A, B and m."""
+class FormedDelta(DoRALinear):
+    """The lengths as peft finds them: W + ΔW is formed."""
+
+    @torch.no_grad()
+    def row_lengths(self) -> torch.Tensor:
+        return torch.linalg.norm(turned(self.base, self.base.weight) + self.delta(), dim=1)
+
+
+def pair(
+    kind: str,
+    config: DoRAConfig = CONFIG,
+    dtype: torch.dtype = torch.float32,
+    *,
+    layer: type[DoRALinear] = DoRALinear,
+) -> tuple[nn.Module, PeftModel]:
+    """Ours, made of this kind of layer, and peft's with the same A, B and m."""
     ours, theirs = inject(make(kind).to(dtype), config), peft_model(kind, config, make(kind).to(dtype))
+    for module in [m for m in ours.modules() if isinstance(m, DoRALinear)]:
+        module.__class__ = layer
     fill(ours)
     mine, reference = trainable_parameters(ours), peft_trainable(theirs)
     assert set(mine) == set(reference)
@@ -102,21 +124,24 @@ def test_a_fresh_dora_changes_nothing_and_starts_as_peft_s(kind: str) -> None:
     magnitudes = {name: p for name, p in peft_trainable(theirs).items() if "magnitude" in name}
     assert len(magnitudes) == sum(isinstance(m, DoRALinear) for m in ours.modules()) > 0
     for name, parameter in magnitudes.items():
-        assert torch.equal(trainable_parameters(ours)[name], parameter), name
+        assert relative(trainable_parameters(ours)[name], parameter) <= 1e-7, name
 
 
 @pytest.mark.parametrize("config", [CONFIG, DoRAConfig(rank=5, alpha=4, rank_stabilized=True)], ids=str)
 @pytest.mark.parametrize("kind", ALL_MODELS)
 def test_forward_and_gradients_equal_peft(kind: str, config: DoRAConfig) -> None:
-    ours, theirs = pair(kind, config)
     batch = make_batch(kind)
-    assert differences(ours, theirs, batch) == {}
+    assert differences(*pair(kind, config, layer=FormedDelta), batch) == {}
+    assert max(differences(*pair(kind, config, torch.float64), batch).values()) <= 1e-12
+    ours, theirs = pair(kind, config)
+    found = differences(ours, theirs, batch)
+    assert found["logits"] <= 1e-6 and max(found.values()) <= 4e-6  # the same formula: only float32 rounds
     assert not torch.allclose(ours(**batch).logits, make(kind)(**batch).logits, rtol=1e-2)  # DoRA does do something
 
 
 @pytest.mark.parametrize("kind", ALL_MODELS)
 def test_dropout_equals_peft_under_one_seed(kind: str) -> None:
-    ours, theirs = pair(kind, DoRAConfig(dropout=0.3, targets="all-linear"))
+    ours, theirs = pair(kind, DoRAConfig(dropout=0.3, targets="all-linear"), layer=FormedDelta)
     batch = make_batch(kind)
     plain = ours(**batch).logits
     assert differences(ours.train(), theirs.train(), batch) == {}
@@ -124,9 +149,8 @@ def test_dropout_equals_peft_under_one_seed(kind: str) -> None:
     assert differences(ours.eval(), theirs.eval(), batch) == {}
 
 
-@pytest.mark.parametrize("kind", ALL_MODELS)
-def test_ten_steps_give_peft_s_weights_bit_for_bit(kind: str) -> None:
-    ours, theirs = pair(kind)
+def ten_steps(ours: nn.Module, theirs: PeftModel, kind: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Train both and return each trained weight of both; each must have moved."""
     start = {name: p.detach().clone() for name, p in trainable_parameters(ours).items()}
     for model in (ours, theirs):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -134,10 +158,37 @@ def test_ten_steps_give_peft_s_weights_bit_for_bit(kind: str) -> None:
             optimizer.zero_grad()
             model(**make_batch(kind, seed=step)).loss.backward()
             optimizer.step()
-    for name, parameter in peft_trainable(theirs).items():
-        mine = trainable_parameters(ours)[name]
-        assert torch.equal(mine, parameter), name
-        assert not torch.equal(mine, start[name]), name
+    weights = {name: (trainable_parameters(ours)[name], p) for name, p in peft_trainable(theirs).items()}
+    assert not any(torch.equal(mine, start[name]) for name, (mine, _) in weights.items())
+    return weights
+
+
+@pytest.mark.parametrize("kind", ALL_MODELS)
+def test_ten_steps_give_peft_s_weights(kind: str) -> None:
+    for name, both in ten_steps(*pair(kind, layer=FormedDelta), kind).items():
+        assert torch.equal(*both), name
+    # Adam divides by the size of a gradient, so where it is close to zero rounding may turn a step around: the whole
+    # must agree, not each number.
+    both = ten_steps(*pair(kind), kind).values()
+    assert relative(*(torch.cat([weight.flatten() for weight in side]) for side in zip(*both, strict=True))) <= 1e-4
+
+
+@pytest.mark.parametrize("kind", ALL_MODELS)
+def test_the_lengths_are_those_of_the_formed_matrix(kind: str) -> None:
+    ours, _ = pair(kind)
+    for layer in (m for m in ours.modules() if isinstance(m, DoRALinear)):
+        lengths = layer.row_lengths()
+        layer.__class__ = FormedDelta
+        assert relative(lengths, layer.row_lengths()) <= 1e-6
+
+
+def test_rows_that_the_update_undoes_have_no_length_and_not_nan() -> None:
+    layer = DoRALinear(nn.Linear(4, 4, bias=False), DoRAConfig(rank=4, alpha=4))
+    with torch.no_grad():
+        layer.lora_A.weight.copy_(torch.eye(4))
+        layer.lora_B.weight.copy_(-layer.base.weight)  # W + B A = 0
+    lengths = layer.row_lengths()
+    assert lengths.isfinite().all() and lengths.max() < 1e-3
 
 
 # --- the classic mistakes -------------------------------------------------------------------------------------------
@@ -146,7 +197,7 @@ def test_ten_steps_give_peft_s_weights_bit_for_bit(kind: str) -> None:
 class NotDetached(DoRALinear):
     """The length of the rows takes part in the gradient."""
 
-    row_lengths = DoRALinear.row_lengths.__wrapped__  # type: ignore[attr-defined]  # without @torch.no_grad
+    row_lengths = FormedDelta.row_lengths.__wrapped__  # type: ignore[attr-defined]  # without @torch.no_grad
 
 
 class ColumnLengths(DoRALinear):
@@ -167,7 +218,7 @@ class ScaledBias(DoRALinear):
 
 def with_mistake(mistake: type[DoRALinear]) -> dict[str, float]:
     """What the comparison says when one layer of the tiny BERT makes a mistake."""
-    ours, theirs = pair("bert", DoRAConfig(rank=4, alpha=8))
+    ours, theirs = pair("bert", DoRAConfig(rank=4, alpha=8), layer=FormedDelta)
     batch = make_batch("bert")
     assert differences(ours, theirs, batch) == {}
     next(m for m in ours.modules() if isinstance(m, DoRALinear)).__class__ = mistake
@@ -197,13 +248,15 @@ def test_merged_equals_unmerged_and_peft(kind: str) -> None:
         unmerged = ours(**batch).logits
         merged = merge(ours)(**batch).logits
         assert relative(merged, unmerged) <= 1e-6
-        assert torch.equal(merged, theirs.merge_and_unload()(**batch).logits)
+        reference = theirs.merge_and_unload()(**batch).logits
+        assert relative(merged, reference) <= 1e-6
+        assert torch.equal(merge(pair(kind, layer=FormedDelta)[0])(**batch).logits, reference)
 
 
 @pytest.mark.parametrize(("dtype", "gate"), [(torch.bfloat16, 5e-3), (torch.float16, 1e-3)], ids=str)
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
 def test_half_precision_equals_peft(kind: str, dtype: torch.dtype, gate: float) -> None:
-    ours, theirs = pair(kind, CONFIG, dtype)
+    ours, theirs = pair(kind, CONFIG, dtype, layer=FormedDelta)
     layer = next(m for m in ours.modules() if isinstance(m, DoRALinear))
     x = torch.randn(64, HIDDEN, generator=torch.Generator().manual_seed(0)).to(dtype)
     batch = make_batch(kind)
@@ -266,18 +319,19 @@ def logits(model: Any, kind: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ALL_MODELS)
 def test_checkpoints_go_both_ways(kind: str, tmp_path: Path) -> None:
-    ours, theirs = pair(kind, DoRAConfig(rank=4, alpha=2.5, targets="all-linear", rank_stabilized=True))
+    config = DoRAConfig(rank=4, alpha=2.5, targets="all-linear", rank_stabilized=True)
+    ours, theirs = pair(kind, config)
     with torch.no_grad():
         for parameter in (p for name, p in trainable_parameters(ours).items() if "lora_" not in name):
             parameter.mul_(1.5)  # the head is saved too
     expected, of_peft = logits(ours, kind), logits(theirs, kind)
     save(ours, tmp_path / "ours")
-    assert torch.equal(logits(PeftModel.from_pretrained(make(kind), tmp_path / "ours"), kind), expected)
+    assert relative(logits(PeftModel.from_pretrained(make(kind), tmp_path / "ours"), kind), expected) <= 1e-6
     again = load(make(kind), tmp_path / "ours")
     assert torch.equal(logits(again, kind), expected)
     assert isinstance(again.tuning, DoRAConfig)
     theirs.save_pretrained(str(tmp_path / "peft"))
-    assert torch.equal(logits(load(make(kind), tmp_path / "peft"), kind), of_peft)
+    assert relative(logits(load(make(kind), tmp_path / "peft"), kind), of_peft) <= 1e-6
     assert set(load_file(tmp_path / "ours" / "adapter_model.safetensors")) == set(
         load_file(tmp_path / "peft" / "adapter_model.safetensors")
     )

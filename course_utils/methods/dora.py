@@ -13,6 +13,11 @@ not scaled. A layer trains ``rank · (in + out) + out`` numbers.
 The length ‖W + ΔW‖ changes with A and B, but no gradient flows through it (section 4.3 of the paper): it counts as a
 constant, which saves memory and, in the paper's experiments, costs next to no quality. Forget that, and every output
 stays right while the gradients of A and B are wrong.
+
+ΔW itself is never formed. For a row w of W and the row b of B beside it, the square of the length is a sum of products
+that are all thin::
+
+    ‖w + s · b A‖² = ‖w‖² + 2 s · (w Aᵀ) · b + s² · b (A Aᵀ) · b        w Aᵀ: (rank,)    A Aᵀ: (rank, rank)
 """
 
 from __future__ import annotations
@@ -73,8 +78,12 @@ class DoRALinear(LoRALinear):
 
     @torch.no_grad()  # the paper's section 4.3: the length is a constant for the gradient
     def row_lengths(self) -> torch.Tensor:
-        """The length of each row of ``W + ΔW``, of shape (out,)."""
-        return torch.linalg.norm(turned(self.base, self.base.weight) + self.delta(), dim=1)
+        """The length of each row of ``W + ΔW``, of shape (out,), without forming ΔW."""
+        A, B, s = self.lora_A.weight, self.lora_B.weight, self.scaling
+        W = turned(self.base, self.base.weight).to(A.dtype)
+        crossed = 2 * s * (W @ A.T) + s**2 * (B @ (A @ A.T))  # (out, rank)
+        squares = torch.linalg.vector_norm(W, dim=1).square() + (crossed * B).sum(1)
+        return squares.clamp(min=0).sqrt()  # rounding may lead a row that ΔW undoes below zero
 
     def merged(self) -> nn.Module:
         """The base layer with ``g ⊙ (W + ΔW)`` as its weight."""
