@@ -30,18 +30,15 @@ from transformers import (
 )
 
 from course_utils.methods import MethodError, count_parameters, inject, merge, trainable_parameters
-from course_utils.methods.bottleneck import (
+from course_utils.methods.adapter_layers import (
     AdaptedFeedForward,
     AdaptedOutput,
     AdapterAfter,
-    Bottleneck,
-    BottleneckConfig,
-    HoulsbyConfig,
     NormAndInput,
-    ParallelAdapterConfig,
-    PfeifferConfig,
     TrainedNorm,
 )
+from course_utils.methods.adapters import HoulsbyConfig, ParallelAdapterConfig, PfeifferConfig
+from course_utils.methods.bottleneck import Bottleneck, BottleneckConfig
 
 METHODS: dict[str, type[BottleneckConfig]] = {
     "houlsby": HoulsbyConfig,

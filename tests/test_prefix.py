@@ -32,7 +32,7 @@ from course_utils.methods import (
     trainable_parameters,
 )
 from course_utils.methods.base import find_body
-from course_utils.methods.prefix import PrefixBody
+from course_utils.methods.prefix_body import PrefixBody
 
 K = 5
 DIRECT = PrefixTuningConfig(virtual_tokens=K)

@@ -29,7 +29,8 @@ from course_utils.methods import (
     trainable_parameters,
 )
 from course_utils.methods.base import find_body
-from course_utils.methods.prompts import PromptTable, VirtualPromptConfig, pools_first_token
+from course_utils.methods.prompt_body import VirtualPromptConfig, pools_first_token
+from course_utils.methods.prompts import PromptTable
 
 K = 5
 METHODS: dict[str, VirtualPromptConfig] = {

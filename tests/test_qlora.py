@@ -42,7 +42,7 @@ from course_utils.methods import (
     trainable_parameters,
 )
 from course_utils.methods.base import replace_module
-from course_utils.methods.quantization import DYNAMIC_LEVELS
+from course_utils.methods.double_quantization import DYNAMIC_LEVELS
 
 #: The factor is no power of two: the order of the products shows in the last bit.
 CONFIG = QLoRAConfig(rank=3, alpha=7)

@@ -11,15 +11,17 @@ from models import relative
 from torch.distributions import Normal
 
 from course_utils.methods import MethodError
-from course_utils.methods.quantization import (
+from course_utils.methods.double_quantization import (
     DYNAMIC_LEVELS,
-    NF4_LEVELS,
     bits_per_parameter,
     dequantize_absmax,
+    double_quantize_absmax,
+)
+from course_utils.methods.quantization import (
+    NF4_LEVELS,
     dequantize_blocks,
     dequantize_int8_absmax,
     dequantize_nf4,
-    double_quantize_absmax,
     nf4_levels,
     quantize_blocks,
     quantize_int8_absmax,

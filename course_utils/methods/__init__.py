@@ -1,6 +1,8 @@
 """Every tuning method behind one interface: `inject`, `trainable_parameters`, `merge`, `eject`."""
 
-from course_utils.methods.adalora import AdaLoRAConfig, AdaLoRALinear, allocated_ranks
+from course_utils.methods.adalora import AdaLoRAConfig
+from course_utils.methods.adalora_layer import AdaLoRALinear, allocated_ranks
+from course_utils.methods.adapters import HoulsbyConfig, ParallelAdapterConfig, PfeifferConfig
 from course_utils.methods.base import (
     MethodConfig,
     MethodError,
@@ -12,14 +14,16 @@ from course_utils.methods.base import (
     merge,
     trainable_parameters,
 )
-from course_utils.methods.bottleneck import HoulsbyConfig, ParallelAdapterConfig, PfeifferConfig
 from course_utils.methods.dora import DoRAConfig, DoRALinear
 from course_utils.methods.ia3 import IA3Config, IA3Linear
 from course_utils.methods.lora import LoRAConfig, LoRALinear, LoRAPlusConfig
+from course_utils.methods.nf4_layer import NF4Linear
+from course_utils.methods.p_tuning import PTuningConfig
 from course_utils.methods.pissa import PiSSAConfig, PiSSALinear
-from course_utils.methods.prefix import PrefixBody, PrefixTuningConfig, PTuningV2Config
-from course_utils.methods.prompts import PromptTuningConfig, PTuningConfig
-from course_utils.methods.qlora import NF4Linear, QLoRAConfig, dequantize, quantize
+from course_utils.methods.prefix import PrefixTuningConfig, PTuningV2Config
+from course_utils.methods.prefix_body import PrefixBody
+from course_utils.methods.prompts import PromptTuningConfig
+from course_utils.methods.qlora import QLoRAConfig, dequantize, quantize
 from course_utils.methods.selective import BitFitConfig, FullConfig, HeadOnlyConfig, LastLayersConfig
 from course_utils.methods.vera import VeRAConfig, VeRALinear
 

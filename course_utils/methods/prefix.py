@@ -21,14 +21,11 @@ and used the network (14,780,160), which is thrown away after training: only its
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
 
 from course_utils.methods.base import (
     MethodConfig,
@@ -39,15 +36,8 @@ from course_utils.methods.base import (
     replace_module,
     trainable_dtype,
 )
-from course_utils.methods.virtual_tokens import (
-    AdaptedBody,
-    cached_positions,
-    check_length,
-    extend_mask,
-    position_range,
-    text_positions,
-    word_embeddings,
-)
+from course_utils.methods.prefix_body import PrefixBody, PrefixTable, check_prefix, prefix_shape
+from course_utils.methods.virtual_tokens import word_embeddings
 
 INITIALISATIONS = ("normal", "zero")
 
@@ -81,7 +71,16 @@ class PrefixTuningConfig(MethodConfig):
     def apply(self, model: nn.Module) -> None:
         """Wrap the body of the model in a `PrefixBody`."""
         name, body = find_body(model)
-        replace_module(model, name, PrefixBody(body, self))
+        check_prefix(body, self.virtual_tokens)
+        layers, heads, head_size = prefix_shape(body.config)  # type: ignore[arg-type]  # nn.Module does not know it
+        encoder = PrefixEncoder(self, 2 * layers * heads * head_size, heads * head_size)
+        words = word_embeddings(body)
+        encoder.to(words.weight.device, trainable_dtype(words.weight))
+        replace_module(model, name, PrefixBody(body, encoder, self.dropout_of_prefix()))
+
+    def dropout_of_prefix(self) -> float:
+        """Share of the numbers of the prefix that are set to zero while training."""
+        return 0.0
 
 
 @dataclass(frozen=True)
@@ -100,8 +99,12 @@ class PTuningV2Config(PrefixTuningConfig):
         if not (is_number(self.dropout) and 0 <= self.dropout < 1):
             raise MethodError(f"dropout is a share from 0 to below 1, got {self.dropout!r}")
 
+    def dropout_of_prefix(self) -> float:
+        """The setting `dropout`."""
+        return self.dropout
 
-class PrefixEncoder(nn.Module):
+
+class PrefixEncoder(PrefixTable):
     """The table of all keys and values, or the network that computes it. Named and drawn as in peft.
 
     Args:
@@ -111,8 +114,7 @@ class PrefixEncoder(nn.Module):
     """
 
     def __init__(self, config: PrefixTuningConfig, columns: int, width: int) -> None:
-        super().__init__()
-        self.virtual_tokens = config.virtual_tokens
+        super().__init__(config.virtual_tokens)
         if config.reparameterize:
             mid_dim = config.mid_dim or width
             self.embedding = nn.Embedding(config.virtual_tokens, width)  # N(0, 1)
@@ -129,95 +131,3 @@ class PrefixEncoder(nn.Module):
         """The table once for each row of the batch."""
         tokens = torch.arange(self.virtual_tokens, device=self.embedding.weight.device)
         return self.transform(self.embedding(tokens.expand(batch, -1)))
-
-
-class PrefixBody(AdaptedBody):
-    """The body of a model, which starts from a cache that holds the prefix as if k tokens had been read already.
-
-    Args:
-        base: the body, such as `BertModel`.
-        config: the settings.
-
-    Raises:
-        MethodError: the body takes no cache, has gradient checkpointing on, or has no more than k positions.
-    """
-
-    base: PreTrainedModel
-
-    def __init__(self, base: nn.Module, config: PrefixTuningConfig) -> None:
-        super().__init__(base)
-        words = word_embeddings(base)
-        if "past_key_values" not in inspect.signature(base.forward).parameters:
-            raise MethodError(
-                f"{type(base).__name__} cannot start from given keys and values (past_key_values), so it takes no "
-                "prefix. Use BERT, RoBERTa, GPT-2 or a model of the Llama family, or use LoRA"
-            )
-        refuse_gradient_checkpointing(base)
-        self.positions = position_range(base)
-        check_length(self.positions, config.virtual_tokens, tokens=1)
-        layers, heads, head_size = self.shape = prefix_shape(self.base.config)
-        width = heads * head_size
-        self.prefix = PrefixEncoder(config, 2 * layers * width, width)
-        self.prefix.to(words.weight.device, trainable_dtype(words.weight))
-        self.dropout = nn.Dropout(config.dropout if isinstance(config, PTuningV2Config) else 0.0)
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None = None,
-        *,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **inputs: Any,
-    ) -> Any:
-        """Run the body on the text, with the prefix before it in every layer."""
-        if self.training:
-            refuse_gradient_checkpointing(self.base)
-        batch, tokens = (inputs["inputs_embeds"] if input_ids is None else input_ids).shape[:2]
-        k = self.prefix.virtual_tokens
-        seen = cached_positions(past_key_values)  # above 0 while generate goes on: the cache holds the prefix already
-        check_length(self.positions, k, max(seen - k, 0) + tokens)
-        mask = extend_mask(attention_mask, k)
-        if (
-            position_ids is None and attention_mask is not None
-        ):  # the text follows the prefix, padded on the left or not
-            first = 0 if self.positions is None else self.positions.start
-            position_ids = first + text_positions(attention_mask)[:, -tokens:]
-        # The layers append to the cache that they are given, so every text needs a fresh one.
-        cache = DynamicCache() if past_key_values is None else past_key_values
-        if not seen:
-            for layer, (keys, values) in enumerate(self.keys_and_values(batch)):
-                cache.update(keys, values, layer)
-        output = self.base(
-            input_ids,
-            attention_mask=mask,
-            position_ids=None if position_ids is None else position_ids + k,
-            past_key_values=cache,
-            **inputs,
-        )
-        if past_key_values is None and inputs.get("use_cache") is False:
-            output.past_key_values = None  # Llama hands every cache back, even if none was asked for
-        return output
-
-    def keys_and_values(self, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """For each layer the keys and the values of the prefix, each (batch, heads, k, head size)."""
-        layers, heads, head_size = self.shape
-        table = self.dropout(self.prefix(batch)).to(self.base.dtype)  # (batch, k, 2 · layers · width)
-        table = table.view(batch, -1, 2 * layers, heads, head_size).permute(2, 0, 3, 1, 4)
-        return zip(table[0::2], table[1::2], strict=True)  # keys of layer 0, its values, keys of layer 1 ...
-
-
-def prefix_shape(config: PretrainedConfig) -> tuple[int, int, int]:
-    """Layers, heads and head size of the keys. With grouped queries there are fewer heads of keys than of queries."""
-    heads: int = config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, head_size
-
-
-def refuse_gradient_checkpointing(body: nn.Module) -> None:
-    """Raise `MethodError` if it is switched on: checkpointed layers throw a cache away, and the prefix with it."""
-    if any(getattr(module, "gradient_checkpointing", False) for module in body.modules()):
-        raise MethodError(
-            "a prefix does not work with gradient checkpointing, whose layers drop all given keys and values. Call "
-            "model.gradient_checkpointing_disable(); for less memory use smaller batches, or LoRA"
-        )

@@ -9,7 +9,7 @@ each number the index of the nearest *level* of a fixed table. To read it back, 
 * **int8** (the stepping stone): 255 levels at equal distances, one absmax for each row.
 * **NF4**: 16 levels where a normal distribution has its weight (`nf4_levels`), one absmax for each block of 64 numbers,
   two codes in one byte. An outlier then spoils 63 neighbours and not a whole row.
-* **double quantisation**: the absmax values are themselves stored in 8 bits, see `double_quantize_absmax`.
+* **double quantisation**: the absmax values are themselves stored in 8 bits, see `double_quantization`.
 
 Bits for each weight: 4 + 32/64 = 4.5 for NF4; 4 + 8/64 + 32/(64 · 256) = 4.127 with double quantisation.
 """
@@ -24,8 +24,8 @@ from torch.nn.functional import pad
 
 from course_utils.methods.base import MethodError, positive_integer
 
-#: Numbers that share one absmax in NF4, and absmax values that share one scale in double quantisation.
-BLOCK, ABSMAX_BLOCK = 64, 256
+#: Numbers that share one absmax in NF4.
+BLOCK = 64
 
 
 # --- int8 -----------------------------------------------------------------------------------------------------------
@@ -77,6 +77,8 @@ def nf4_levels(offset: float = 0.9677083) -> torch.Tensor:
 
 
 NF4_LEVELS = nf4_levels()
+# Both levels of a byte, found at once: for each of the 256 bytes two float32, carried as one number of 64 bits.
+_LEVEL_PAIRS = torch.cartesian_prod(NF4_LEVELS, NF4_LEVELS).view(torch.int64).squeeze(1)
 
 
 def quantize_nf4(weight: torch.Tensor, block_size: int = BLOCK) -> tuple[torch.Tensor, torch.Tensor]:
@@ -102,55 +104,8 @@ def dequantize_nf4(
     codes: torch.Tensor, absmax: torch.Tensor, shape: tuple[int, ...], block_size: int = BLOCK
 ) -> torch.Tensor:
     """Read a weight of this `shape` back from what `quantize_nf4` returned: float32."""
-    unpacked = torch.stack([codes >> 4, codes & 15], dim=1).flatten()[: math.prod(shape)]
-    return dequantize_blocks(unpacked, absmax, NF4_LEVELS, block_size).view(shape)
-
-
-# --- double quantisation --------------------------------------------------------------------------------------------
-
-
-def dynamic_levels() -> torch.Tensor:
-    """The 256 levels of an 8-bit float with a moving point (Dettmers 2016, arXiv:1511.04561), ascending.
-
-    For each power of ten from 10⁻⁶ to 10⁰ there are 1, 2, 4 ... 64 levels between a tenth of it and it: the middles of
-    equal intervals. Large numbers get many digits, small ones still get one. Their negatives, 0 and 1 make 256.
-    """
-    positive: list[float] = []
-    for exponent in range(7):
-        edges = torch.linspace(0.1, 1, 2**exponent + 1)
-        positive += (10 ** (exponent - 6) * (edges[:-1] + edges[1:]) / 2).tolist()
-    return torch.tensor(sorted([-level for level in positive] + [0.0] + positive + [1.0]))
-
-
-DYNAMIC_LEVELS = dynamic_levels()
-
-
-def double_quantize_absmax(
-    absmax: torch.Tensor, block_size: int = ABSMAX_BLOCK
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Store absmax values in 8 bits each.
-
-    They are all positive and of similar size. Without their mean they lie around 0, where the table has its sign and
-    its fine levels.
-
-    Returns:
-        The codes, uint8 (values,); one scale for each block, float32 (⌈values / block_size⌉,); the mean, float32 ().
-    """
-    mean = absmax.mean()
-    codes, scales = quantize_blocks(absmax - mean, DYNAMIC_LEVELS, block_size)
-    return codes, scales, mean
-
-
-def dequantize_absmax(
-    codes: torch.Tensor, scales: torch.Tensor, mean: torch.Tensor, block_size: int = ABSMAX_BLOCK
-) -> torch.Tensor:
-    """Read the absmax values back from what `double_quantize_absmax` returned: float32 (values,)."""
-    return dequantize_blocks(codes, scales, DYNAMIC_LEVELS, block_size) + mean
-
-
-def bits_per_parameter(block_size: int = BLOCK, *, double: bool = True) -> float:
-    """What one weight costs: 4 bits, and its share of the scales (the one mean of a matrix left out)."""
-    return 4 + (8 / block_size + 32 / (block_size * ABSMAX_BLOCK) if double else 32 / block_size)
+    unpacked = _LEVEL_PAIRS.to(codes.device).index_select(0, codes.int()).view(torch.float32)
+    return _scale_blocks(unpacked[: math.prod(shape)], absmax, block_size).view(shape)
 
 
 # --- what NF4 and double quantisation share -------------------------------------------------------------------------
@@ -172,9 +127,13 @@ def quantize_blocks(values: torch.Tensor, levels: torch.Tensor, block_size: int)
 
 def dequantize_blocks(codes: torch.Tensor, absmax: torch.Tensor, levels: torch.Tensor, block_size: int) -> torch.Tensor:
     """Look the levels up and multiply each block by its absmax: float32 (numbers,)."""
-    found = levels.to(codes.device)[codes.long()]
+    return _scale_blocks(levels.to(codes.device).index_select(0, codes.int()), absmax, block_size)
+
+
+def _scale_blocks(found: torch.Tensor, absmax: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Multiply each block of a vector, which is changed, by its absmax."""
     blocks = pad(found, (0, -found.numel() % block_size)).view(-1, block_size)
-    return (blocks * absmax.unsqueeze(1)).flatten()[: found.numel()]
+    return blocks.mul_(absmax.unsqueeze(1)).flatten()[: found.numel()]
 
 
 def _not_zero(absmax: torch.Tensor) -> torch.Tensor:

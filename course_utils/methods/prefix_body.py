@@ -1,0 +1,130 @@
+"""How a prefix gets into a model: each layer finds learnt keys and values in its cache, as if k tokens had been read.
+
+What the keys and values are, and who computes them, says `prefix`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
+
+from course_utils.methods.base import MethodError
+from course_utils.methods.virtual_tokens import (
+    AdaptedBody,
+    cached_positions,
+    check_length,
+    extend_mask,
+    position_range,
+    text_positions,
+    word_embeddings,
+)
+
+
+class PrefixTable(nn.Module):
+    """A module that takes the size of the batch and returns (batch, k, 2 · layers · width).
+
+    Args:
+        virtual_tokens: k.
+    """
+
+    def __init__(self, virtual_tokens: int) -> None:
+        super().__init__()
+        self.virtual_tokens = virtual_tokens
+
+
+class PrefixBody(AdaptedBody):
+    """The body of a model, which starts from a cache that holds the prefix as if k tokens had been read already.
+
+    Args:
+        base: the body, such as `BertModel`, which `check_prefix` has let through.
+        prefix: gives the table of all keys and values, (batch, k, 2 · layers · width), and k as `virtual_tokens`.
+        dropout: share of the numbers in the table that are set to zero while training.
+    """
+
+    base: PreTrainedModel
+    prefix: PrefixTable
+
+    def __init__(self, base: nn.Module, prefix: PrefixTable, dropout: float) -> None:
+        super().__init__(base)
+        self.positions = position_range(base)
+        self.shape = prefix_shape(self.base.config)
+        self.prefix = prefix
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Run the body on the text, with the prefix before it in every layer."""
+        if self.training:
+            refuse_gradient_checkpointing(self.base)
+        batch, tokens = (inputs["inputs_embeds"] if input_ids is None else input_ids).shape[:2]
+        k = self.prefix.virtual_tokens
+        seen = cached_positions(past_key_values)  # above 0 while generate goes on: the cache holds the prefix already
+        check_length(self.positions, k, max(seen - k, 0) + tokens)
+        mask = extend_mask(attention_mask, k)
+        if (
+            position_ids is None and attention_mask is not None
+        ):  # the text follows the prefix, padded on the left or not
+            first = 0 if self.positions is None else self.positions.start
+            position_ids = first + text_positions(attention_mask)[:, -tokens:]
+        # The layers append to the cache that they are given, so every text needs a fresh one.
+        cache = DynamicCache() if past_key_values is None else past_key_values
+        if not seen:
+            for layer, (keys, values) in enumerate(self.keys_and_values(batch)):
+                cache.update(keys, values, layer)
+        output = self.base(
+            input_ids,
+            attention_mask=mask,
+            position_ids=None if position_ids is None else position_ids + k,
+            past_key_values=cache,
+            **inputs,
+        )
+        if past_key_values is None and inputs.get("use_cache") is False:
+            output.past_key_values = None  # Llama hands every cache back, even if none was asked for
+        return output
+
+    def keys_and_values(self, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """For each layer the keys and the values of the prefix, each (batch, heads, k, head size)."""
+        layers, heads, head_size = self.shape
+        table = self.dropout(self.prefix(batch)).to(self.base.dtype)  # (batch, k, 2 · layers · width)
+        table = table.view(batch, -1, 2 * layers, heads, head_size).permute(2, 0, 3, 1, 4)
+        return zip(table[0::2], table[1::2], strict=True)  # keys of layer 0, its values, keys of layer 1 ...
+
+
+def prefix_shape(config: PretrainedConfig) -> tuple[int, int, int]:
+    """Layers, heads and head size of the keys. With grouped queries there are fewer heads of keys than of queries."""
+    heads: int = config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, head_size
+
+
+def check_prefix(body: nn.Module, k: int) -> None:
+    """Raise `MethodError` if the body takes no cache, checkpoints gradients, or has no more than k positions."""
+    word_embeddings(body)
+    if "past_key_values" not in inspect.signature(body.forward).parameters:
+        raise MethodError(
+            f"{type(body).__name__} cannot start from given keys and values (past_key_values), so it takes no "
+            "prefix. Use BERT, RoBERTa, GPT-2 or a model of the Llama family, or use LoRA"
+        )
+    refuse_gradient_checkpointing(body)
+    check_length(position_range(body), k, tokens=1)
+
+
+def refuse_gradient_checkpointing(body: nn.Module) -> None:
+    """Raise `MethodError` if it is switched on: checkpointed layers throw a cache away, and the prefix with it."""
+    if any(getattr(module, "gradient_checkpointing", False) for module in body.modules()):
+        raise MethodError(
+            "a prefix does not work with gradient checkpointing, whose layers drop all given keys and values. Call "
+            "model.gradient_checkpointing_disable(); for less memory use smaller batches, or LoRA"
+        )
