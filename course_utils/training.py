@@ -369,11 +369,13 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
 def _groups(trained: dict[str, nn.Parameter], method: MethodConfig, config: TrainingConfig) -> list[dict[str, Any]]:
     """Decay matrices and leave vectors alone: pulling a bias or a normalisation's gain to zero helps nobody.
 
-    The parameters of one group share their learning rate, which the method may set apart (LoRA+).
+    A vector may be stored as one row or one column, as the factors of (IA)³ are. The parameters of one group share their
+    learning rate, which the method may set apart (LoRA+).
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
-        decay = config.weight_decay if parameter.ndim >= 2 else 0.0
+        is_vector = sum(size > 1 for size in parameter.shape) < 2
+        decay = 0.0 if is_vector else config.weight_decay
         groups.setdefault((method.rate_factor(name), decay), []).append(parameter)
     return [
         {"params": parameters, "lr": factor * config.learning_rate, "weight_decay": decay}

@@ -18,9 +18,18 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from course_utils import training
 from course_utils.backbones import load_classifier
 from course_utils.data import LengthBucketedSampler, load_sentiment, make_loader
-from course_utils.methods import FullConfig, LoRAConfig, MethodConfig, inject, trainable_parameters
+from course_utils.methods import (
+    BitFitConfig,
+    FullConfig,
+    IA3Config,
+    LoRAConfig,
+    MethodConfig,
+    inject,
+    trainable_parameters,
+)
 from course_utils.training import (
     History,
     TrainingConfig,
@@ -150,6 +159,15 @@ def test_clipping_and_decay_change_something() -> None:
     weights = [run(epochs=1, **settings)[1].state_dict() for settings in variants]
     assert not same(weights[0], weights[1])
     assert not same(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(("method", "decays"), [(IA3Config(), False), (BitFitConfig(), False), (LoRAConfig(), True)])
+def test_decay_pulls_at_matrices_and_not_at_vectors(method: MethodConfig, decays: bool) -> None:
+    """The factors of (IA)³ rest at one, and are stored as one row or one column."""
+    model = inject(tiny_model(), method)
+    trained = {name: p for name, p in trainable_parameters(model).items() if "classifier" not in name}
+    groups = training._groups(trained, method, TrainingConfig(learning_rate=1e-3))
+    assert [group["weight_decay"] for group in groups] == [0.01 if decays else 0.0]
 
 
 @pytest.mark.parametrize(
