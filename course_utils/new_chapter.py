@@ -167,6 +167,20 @@ RIGHT: dict[str, list[Function]] = {{"{name}.double": [lambda x: x + x]}}
 '''
 
 
+class _ContentsDumper(yaml.SafeDumper):
+    """Writes `_toc.yml` as it stands there, so that a new chapter only adds lines to it."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        """Indent lists, too."""
+        super().increase_indent(flow, False)
+
+
+_ContentsDumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if ": " in text else None),
+)
+
+
 class ChapterError(ValueError):
     """The chapter cannot be started; nothing was written."""
 
@@ -226,9 +240,8 @@ def start(root: Path, number: int, name: str, title: str, part: str | None = Non
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.format(number=number, name=name, title=title, stem=stem), "utf-8")
-    (root / "_toc.yml").write_text(
-        yaml.safe_dump(contents, sort_keys=False, allow_unicode=True, width=120), encoding="utf-8"
-    )
+    style: dict[str, Any] = {"Dumper": _ContentsDumper, "sort_keys": False, "allow_unicode": True, "width": 120}
+    (root / "_toc.yml").write_text(yaml.dump(contents, **style), encoding="utf-8")
     return [*texts, root / "_toc.yml"]
 
 

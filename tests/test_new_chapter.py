@@ -47,6 +47,16 @@ def test_a_new_chapter_is_whole(root: Path) -> None:
     assert "{" not in page.split("## Take-aways")[1].replace("{bibliography}", "")
 
 
+def test_the_contents_get_more_lines_and_keep_the_old_ones(root: Path) -> None:
+    before = (root / "_toc.yml").read_text().splitlines()
+    start(root, 98, "an_example", "An: example")
+    after = (root / "_toc.yml").read_text().splitlines()
+    new = [line for line in after if "98" in line or "An: example" in line]
+    assert len(new) == 4 and len(after) == len(before) + 5  # and one line `sections:`
+    first = after.index(new[0])
+    assert after[:first] + after[first + 5 :] == before
+
+
 def test_without_a_part_it_joins_the_chapters_and_not_the_reference_pages(root: Path) -> None:
     start(root, 98, "an_example", "An example")
     parts = yaml.safe_load((root / "_toc.yml").read_text())["parts"]
