@@ -369,8 +369,8 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
 def _groups(trained: dict[str, nn.Parameter], method: MethodConfig, config: TrainingConfig) -> list[dict[str, Any]]:
     """Decay matrices and leave vectors alone: pulling a bias or a normalisation's gain to zero helps nobody.
 
-    A vector may be stored as one row or one column, as the factors of (IA)³ are. The parameters of one group share their
-    learning rate, which the method may set apart (LoRA+).
+    A vector may be stored as one row or one column, as the factors of (IA)³ are. The parameters of one group share
+    their learning rate, which the method may set apart (LoRA+).
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained.items():
