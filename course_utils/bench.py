@@ -6,7 +6,8 @@
   machine hits both. A ratio is formed for each pair of steps; the median of the ratios is printed.
 * Memory: each model trains alone in a process of its own, several times in turn; the system says how much memory the
   process held at its peak, and what it held before the model was built is taken off.
-* Merge: the median of several merges, each of a fresh model, in turn.
+* Merge: the median of several merges, each of a fresh model, in turn. For QLoRA the reference rounds the result to 4
+  bits again, and ours gives back a model in full precision.
 * Storage: the files of our checkpoint, head included, and those of the whole model.
 """
 
@@ -182,7 +183,7 @@ def _theirs(contest: Contest) -> nn.Module:
 SIDES: dict[str, Callable[[Contest], nn.Module]] = {"ours": _ours, "theirs": _theirs}
 
 
-def _quantize_with_bitsandbytes(model: nn.Module) -> None:
+def _quantize_with_bitsandbytes(model: Any) -> None:
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     for name, layer in list(model.named_modules()):
@@ -193,6 +194,7 @@ def _quantize_with_bitsandbytes(model: nn.Module) -> None:
             packed.support_avx512bf16_for_cpu = False  # else it repacks its weights and computes in bfloat16
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, packed.to("cpu"))
+    model.is_loaded_in_4bit = True  # peft then takes the layers that it has for bitsandbytes
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ def _facts() -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "machine": {
             "device": device,
+            "threads": torch.get_num_threads(),
             "architecture": platform.machine(),
             "memory_gb": round(psutil.virtual_memory().total / 1e9),
             "system": platform.system(),

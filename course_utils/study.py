@@ -1,8 +1,9 @@
 """Methods × learning rates × seeds on the tweets, one command: `python -m course_utils study`.
 
-For each method the learning rate with the lowest validation loss is chosen with seed 0; then every seed runs with
-that rate, and only these runs are judged on the test split. Each finished run is written down at once, so a killed
-study goes on where it stopped, and several processes may share the work: give each of them other methods.
+For each method every learning rate runs with seed 0. The two with the lowest validation loss are its finalists: they
+run with all seeds, and the lower mean validation loss wins, because one seed decides little. Only the winner is judged
+on the test split. Each finished run is written down at once, so a killed study goes on where it stopped, and several
+processes may share the work: give each of them other methods.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ COMMAND = "python -m course_utils study"
 SEEDS = (0, 1, 2)
 EPOCHS = 3
 BATCH_SIZE = 32
+_JUDGED = ("validation_loss", "validation_accuracy")  # what a learning rate is chosen by
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,10 @@ class Entry:
     pretrained: bool = True
 
 
-# Of 3 epochs of 69 steps: ranks fall after the first half epoch, and stay from the last epoch on.
-_ADALORA_PLAN = {"init_rank": 12, "target_rank": 8, "initial_steps": 35, "final_steps": 69, "interval": 5}
+# Three epochs of 69 steps: the ranks fall after the first half epoch, and stay from the last epoch on.
+_ADALORA = AdaLoRAConfig(
+    init_rank=12, target_rank=8, alpha=24, total_steps=3 * 69, initial_steps=35, final_steps=69, interval=5
+)
 
 #: A new method is one more line here.
 ENTRIES: dict[str, Entry] = {
@@ -81,20 +85,20 @@ ENTRIES: dict[str, Entry] = {
     "full": Entry("full fine-tuning", FullConfig(), (5e-5, 1e-4, 2e-4)),
     "head_only": Entry("head only", HeadOnlyConfig(), (2e-2, 5e-2, 1e-1, 2e-1)),
     "scratch": Entry("from scratch", FullConfig(), (1e-4, 5e-4, 1e-3), pretrained=False),
-    "bitfit": Entry("BitFit", BitFitConfig(), (1e-3, 5e-3, 2e-2)),
+    "bitfit": Entry("BitFit", BitFitConfig(), (1e-3, 5e-3, 1e-2, 2e-2)),
     "last_layers": Entry("last layer only", LastLayersConfig(layers=1), (1e-4, 5e-4)),
     "houlsby": Entry("Houlsby adapters", HoulsbyConfig(), (1e-3, 3e-3)),
     "pfeiffer": Entry("Pfeiffer adapters", PfeifferConfig(), (1e-3, 3e-3)),
-    "parallel": Entry("parallel adapters", ParallelAdapterConfig(), (5e-4, 1e-3)),
+    "parallel": Entry("parallel adapters", ParallelAdapterConfig(), (2e-4, 5e-4, 1e-3)),
     "lora_all": Entry("LoRA, all linear", LoRAConfig(rank=8, alpha=16, targets="all-linear"), (1e-3, 2e-3)),
-    "lora_plus": Entry("LoRA+", LoRAPlusConfig(rank=8, alpha=16), (2e-4, 1e-3)),
+    "lora_plus": Entry("LoRA+", LoRAPlusConfig(rank=8, alpha=16), (2e-4, 5e-4, 1e-3)),
     "dora": Entry("DoRA", DoRAConfig(rank=8, alpha=16), (2e-3, 5e-3)),
     "pissa": Entry("PiSSA", PiSSAConfig(rank=8, alpha=16), (5e-4, 2e-3)),
-    "adalora": Entry("AdaLoRA", AdaLoRAConfig(alpha=24, total_steps=3 * 69, **_ADALORA_PLAN), (5e-3, 2e-2)),
+    "adalora": Entry("AdaLoRA", _ADALORA, (5e-3, 2e-2)),
     "vera": Entry("VeRA", VeRAConfig(rank=256), (1e-2, 5e-2)),
     "ia3": Entry("(IA)³", IA3Config(), (1e-2, 3e-2)),
-    "prompt": Entry("prompt tuning", PromptTuningConfig(virtual_tokens=20), (1e-2, 5e-2)),
-    "p_tuning": Entry("P-Tuning", PTuningConfig(virtual_tokens=20), (1e-3, 5e-3)),
+    "prompt": Entry("prompt tuning", PromptTuningConfig(virtual_tokens=20), (1e-2, 2e-2, 5e-2)),
+    "p_tuning": Entry("P-Tuning", PTuningConfig(virtual_tokens=20), (1e-3, 2e-3, 5e-3)),
     "prefix": Entry("prefix tuning", PrefixTuningConfig(virtual_tokens=20), (1e-2, 3e-2, 1e-1)),
     "p_tuning_v2": Entry("P-Tuning v2", PTuningV2Config(virtual_tokens=20), (3e-2, 1e-1)),
     "qlora": Entry("QLoRA", QLoRAConfig(rank=8, alpha=16), (1e-3, 2e-3)),
@@ -118,8 +122,9 @@ def main(arguments: list[str]) -> int:
     for method in methods:
         for rate in ENTRIES[method].learning_rates:
             _run_once(keep, tweets, method, rate, SEEDS[0])
-        for seed in SEEDS[1:]:
-            _run_once(keep, tweets, method, best_rate(keep.runs(), method), seed)
+        for rate in finalists(keep.runs(), method):
+            for seed in SEEDS[1:]:
+                _run_once(keep, tweets, method, rate, seed)
     keep.refresh()
     return 0
 
@@ -131,6 +136,15 @@ def _run_once(keep: Store, tweets: DatasetDict, method: str, rate: float, seed: 
     run = {"method": method, **train_once(tweets, ENTRIES[method], rate, seed)}
     keep.add(run)
     print(f"{ENTRIES[method].title}, learning rate {rate:g}, seed {seed}: {run['accuracy']:.1%}", flush=True)
+
+
+def finished_runs() -> list[dict[str, Any]]:
+    """The runs in the result file; none where there is no file."""
+    try:
+        runs: list[dict[str, Any]] = results.read("quality")["runs"]
+    except FileNotFoundError:
+        return []
+    return runs
 
 
 def _key(run: dict[str, Any]) -> tuple[str, float, int]:
@@ -181,13 +195,43 @@ def _update_energy(model: torch.nn.Module, before: dict[str, torch.Tensor]) -> l
     return [round(value, 4) for value in torch.stack(shares).mean(0).tolist()]
 
 
-def best_rate(runs: list[dict[str, Any]], method: str) -> float:
-    """The learning rate with the lowest validation loss among the runs with the first seed."""
-    return float(min(_first_seed(runs, method), key=lambda run: _finite(run["validation_loss"]))["learning_rate"])
+def finalists(runs: list[dict[str, Any]], method: str) -> list[float]:
+    """The two learning rates with the lowest validation loss among the runs with the first seed, the best one first."""
+    ranked = sorted(_runs_of(runs, method, seed=SEEDS[0]), key=lambda run: _finite(run["validation_loss"]))
+    return [float(run["learning_rate"]) for run in ranked[:2]]
 
 
-def _first_seed(runs: list[dict[str, Any]], method: str) -> list[dict[str, Any]]:
-    return [run for run in runs if run["method"] == method and run["seed"] == SEEDS[0]]
+def best_rate(runs: list[dict[str, Any]], method: str) -> float | None:
+    """The finalist with the lowest mean validation loss over all seeds; None while runs of a finalist are missing."""
+    losses = {}
+    for rate in finalists(runs, method):
+        mine = _runs_of(runs, method, rate=rate)
+        if {run["seed"] for run in mine} != set(SEEDS):
+            return None
+        losses[rate] = sum(_finite(run["validation_loss"]) for run in mine)
+    return min(losses, key=losses.__getitem__, default=None)
+
+
+def _runs_of(
+    runs: list[dict[str, Any]], method: str, *, rate: float | None = None, seed: int | None = None
+) -> list[dict[str, Any]]:
+    return [
+        run
+        for run in runs
+        if run["method"] == method and rate in (None, run["learning_rate"]) and seed in (None, run["seed"])
+    ]
+
+
+def _rates(runs: list[dict[str, Any]], method: str) -> list[dict[str, Any]]:
+    """One row for each learning rate: its run with the first seed, and the mean over the seeds that it ran with."""
+    rows = []
+    for run in sorted(_runs_of(runs, method, seed=SEEDS[0]), key=lambda run: run["learning_rate"]):
+        mine = _runs_of(runs, method, rate=run["learning_rate"])
+        means = {f"mean_{key}": sum(one[key] for one in mine) / len(mine) for key in _JUDGED}
+        seeds = [one["accuracy"] for one in sorted(mine, key=lambda one: one["seed"])]
+        kept = {key: value for key, value in run.items() if key != "update_energy"}
+        rows.append(kept | {"runs": len(mine), "seeds": seeds} | means)
+    return rows
 
 
 def _finite(value: float) -> float:
@@ -198,12 +242,10 @@ def summarize(runs: list[dict[str, Any]], n_test: int) -> dict[str, Any]:
     """Mean and spread over the seeds for each method with a complete set of runs."""
     summary = {}
     for method, entry in ENTRIES.items():
-        if not _first_seed(runs, method):
-            continue
         rate = best_rate(runs, method)
-        chosen = [run for run in runs if run["method"] == method and run["learning_rate"] == rate]
-        if {run["seed"] for run in chosen} != set(SEEDS):
+        if rate is None:
             continue
+        chosen = _runs_of(runs, method, rate=rate)
         mean, spread = mean_and_spread([run["accuracy"] for run in chosen])
         low, high = accuracy_interval(round(mean * n_test), n_test)
         summary[method] = {
@@ -244,7 +286,7 @@ class Store:
     """
 
     def __init__(self, tweets: DatasetDict) -> None:
-        self.facts = {
+        self.facts: dict[str, Any] = {
             "backbone": DEFAULT_BACKBONE,
             "epochs": EPOCHS,
             "batch_size": BATCH_SIZE,
@@ -255,11 +297,7 @@ class Store:
 
     def runs(self) -> list[dict[str, Any]]:
         """All finished runs, those of other processes too."""
-        try:
-            runs: list[dict[str, Any]] = results.read("quality")["runs"]
-        except FileNotFoundError:
-            return []
-        return runs
+        return finished_runs()
 
     def add(self, run: dict[str, Any]) -> None:
         """Write one run down, in place of an older one with the same method, rate and seed."""
@@ -280,13 +318,6 @@ class Store:
         return {
             **self.facts,
             "methods": summarize(runs, self.facts["texts"]["test"]),
-            "rates": {
-                method: [
-                    {key: value for key, value in run.items() if key != "update_energy"}
-                    for run in sorted(_first_seed(runs, method), key=lambda run: run["learning_rate"])
-                ]
-                for method in ENTRIES
-                if _first_seed(runs, method)
-            },
+            "rates": {method: rows for method in ENTRIES if (rows := _rates(runs, method))},
             "runs": runs,
         }

@@ -124,11 +124,9 @@ def take_pictures(folder: Path, page_name: str = "book/09_lora.html") -> None:
         page.evaluate("() => MathJax.startup.promise")
         page.screenshot(path=str(folder / "readme-book.png"))
 
-    from course_utils.plots.quality import (
-        accuracy_against_parameters,
-    )  # torch is slow to import, and only this needs it
+    from course_utils.plots.map_of_peft import families  # torch is slow to import, and only this needs it
 
-    figure = accuracy_against_parameters().figure
+    figure = families().figure
     figure.savefig(folder / "readme-result.png", dpi=150, metadata={"Software": None})
 
 

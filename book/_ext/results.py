@@ -110,11 +110,15 @@ class ResultRole(SphinxRole):
 
 
 class ResultTable(SphinxDirective):
-    """A table of rows from a result file: FILE PATH, where the path leads to a list or a dict of rows."""
+    """A table of rows from a result file: FILE PATH, where the path leads to a list or a dict of rows.
+
+    The option `rows` names the keys of a dict whose rows are shown, in this order; without it all are shown.
+    """
 
     required_arguments = 2
     option_spec: ClassVar[dict[str, Any]] = {
         "columns": directives.unchanged_required,
+        "rows": directives.unchanged_required,
         "caption": directives.unchanged_required,
         "name": directives.unchanged,
     }
@@ -132,6 +136,8 @@ class ResultTable(SphinxDirective):
         if missing := {"columns", "caption"} - set(self.options):
             raise ResultError(f"the option {', '.join(sorted(missing))} is missing")
         rows = read(self.env, name, path)
+        if keys := [key.strip() for key in self.options.get("rows", "").split(",") if key.strip()]:
+            rows = [follow(rows, key, f"{path} in {name}") for key in keys]
         rows = list(rows.values()) if isinstance(rows, dict) else rows
         if not isinstance(rows, list) or not rows:
             raise ResultError(f"{path!r} in {name}.json is no list or dict of rows, or it is empty")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from course_utils import results
-from course_utils.plots.base import COLOURS, Picture, bars, make_axes, percent_axis
+from course_utils.plots.base import Picture, bars
 
 
 def ways_to_a_classifier() -> Picture:
@@ -18,31 +18,3 @@ def ways_to_a_classifier() -> Picture:
         "full fine-tuning": quality["methods"]["full"]["accuracy"]["mean"],
     }
     return bars(values, "test accuracy on the tweets", quality["baselines"]["majority"])
-
-
-def accuracy_against_parameters() -> Picture:
-    """The study's methods: test accuracy with its 95% interval against the number of trained parameters."""
-    quality = results.read("quality")
-    figure, axes = make_axes(6.8, 4.0)
-    said = []
-    for colour, (key, row) in zip(COLOURS, quality["methods"].items(), strict=False):
-        if key == "scratch":
-            continue
-        accuracy = row["accuracy"]
-        spans = [[accuracy["mean"] - accuracy["low"]], [accuracy["high"] - accuracy["mean"]]]
-        axes.errorbar(
-            row["trainable"],
-            accuracy["mean"],
-            yerr=spans,
-            fmt="o",
-            markersize=8,
-            capsize=4,
-            color=colour,
-            label=row["title"],
-        )
-        said.append(f"{row['title']} reaches {accuracy['mean']:.1%} with {row['trainable']:,} trained parameters")
-    axes.axhline(quality["baselines"]["majority"], color="grey", linestyle="--", label="majority class")
-    axes.set(xscale="log", xlabel="trained parameters", ylabel="test accuracy")
-    percent_axis(axes)
-    axes.legend(fontsize=9, loc="center right")
-    return Picture(figure, f"Scatter chart of test accuracy against trained parameters: {'; '.join(said)}.")
