@@ -14,8 +14,9 @@ COMMANDS = {
     "study-data": ("study_data", "what the chapter on data measures"),
     "study-evaluation": ("study_evaluation", "what one test split can say"),
     "study-optimizers": ("study_optimizers", "what chapter 2 measures"),
-    "study-ranks": ("study_ranks", "LoRA's rank against accuracy"),
+    "study-quantization": ("study_quantization", "what 4 bits cost"),
     "study-training": ("study_training", "what the chapter on the training loop measures"),
+    "study-variations": ("study_variations", "one setting of a method at a time"),
     "bench": ("bench", "time and memory against peft"),
 }
 

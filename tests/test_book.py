@@ -22,7 +22,7 @@ from sphinx.application import Sphinx
 from sphinx.errors import ConfigError
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
-from course_utils import study_ranks
+from course_utils import study_variations
 from course_utils.memory import SHAPES, training_memory
 
 ROOT = Path(__file__).parents[1]
@@ -166,6 +166,18 @@ def test_result_table_is_accessible(tmp_path: Path) -> None:
     assert table.count('scope="row"') == 2
     for cell in (">LoRA</th>", ">96.3%</td>", ">74,498</td>", ">full</th>", ">95.1%</td>", ">22,713,986</td>"):
         assert cell in table
+
+
+def test_a_table_of_chosen_rows(tmp_path: Path) -> None:
+    rows = {"full": {"title": "full"}, "lora": {"title": "LoRA"}, "scratch": {"title": "from scratch"}}
+    page = (
+        "```{result-table} quality methods\n:rows: lora, full\n:columns: title|method\n:caption: Two of three.\n```\n"
+    )
+    html, warnings, _ = build(tmp_path, f"# Page\n\n{page}", {"methods": rows})
+    assert not warnings
+    assert html.index(">LoRA<") < html.index(">full<") and "from scratch" not in html
+    _, warnings, _ = build(tmp_path, f"# Page\n\n{page}".replace("lora,", "lroa,"), {"methods": rows})
+    assert "methods in quality.json has no 'lroa'" in warnings
 
 
 @pytest.mark.parametrize(
@@ -638,7 +650,7 @@ def test_the_sliders_work_by_keyboard(watched: Watched) -> None:
     explore.focus()
     for key, row in (("Home", 0), ("ArrowRight", 1), ("End", -1)):
         page.keyboard.press(key)
-        wanted = json.loads((ROOT / "book" / "results" / "ranks.json").read_text(encoding="utf-8"))["ranks"][row]
+        wanted = json.loads((ROOT / "book" / "results" / "ranks.json").read_text(encoding="utf-8"))["rows"][row]
         text = page.locator("#explore-result").inner_text()
         assert text.startswith(f"Rank {wanted['rank']} trains {wanted['trainable'] - wanted['head']:,} numbers")
         assert f"reached {wanted['accuracy']:.1%}" in text
@@ -652,5 +664,5 @@ def test_without_scripts_the_calculator_is_a_table(browser: Browser) -> None:
     row = page.locator("tr", has_text="Llama 2 7B, full fine-tuning")
     wanted = training_memory(SHAPES["llama-2-7b"], "full", "mixed", 1, 512)
     assert row.locator("td").last.inner_text() == import_module("calculator").shown(wanted.total)
-    assert page.locator("#rank-table tbody tr").count() == len(study_ranks.RANKS)
+    assert page.locator("#rank-table tbody tr").count() == len(study_variations.RANKS)
     page.close()

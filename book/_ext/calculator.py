@@ -85,7 +85,7 @@ class RankExplorer(SphinxDirective):
         """Fill the template."""
         from course_utils import results
 
-        ranks = results.read("ranks")["ranks"]
+        ranks = results.read("ranks")["rows"]
         rows = [
             f'<tr data-rank="{row["rank"]}"><th scope="row">{row["rank"]}</th>'
             f'<td class="text-right">{row["trainable"] - row["head"]:,}</td>'
