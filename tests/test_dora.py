@@ -149,7 +149,7 @@ def test_dropout_equals_peft_under_one_seed(kind: str) -> None:
     assert differences(ours.eval(), theirs.eval(), batch) == {}
 
 
-def ten_steps(ours: nn.Module, theirs: PeftModel, kind: str) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def ten_steps(ours: nn.Module, theirs: PeftModel, kind: str) -> dict[str, tuple[nn.Parameter, nn.Parameter]]:
     """Train both and return each trained weight of both; each must have moved."""
     start = {name: p.detach().clone() for name, p in trainable_parameters(ours).items()}
     for model in (ours, theirs):
@@ -169,8 +169,8 @@ def test_ten_steps_give_peft_s_weights(kind: str) -> None:
         assert torch.equal(*both), name
     # Adam divides by the size of a gradient, so where it is close to zero rounding may turn a step around: the whole
     # must agree, not each number.
-    both = ten_steps(*pair(kind), kind).values()
-    assert relative(*(torch.cat([weight.flatten() for weight in side]) for side in zip(*both, strict=True))) <= 1e-4
+    weights = ten_steps(*pair(kind), kind).values()
+    assert relative(*(torch.cat([weight.flatten() for weight in side]) for side in zip(*weights, strict=True))) <= 1e-4
 
 
 @pytest.mark.parametrize("kind", ALL_MODELS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ for path in sorted(Path(__file__).with_name("answers").glob("*.py")):
     RIGHT |= chapter["RIGHT"]
 
 
+@cache
 def _answers_of_solutions() -> dict[str, Any]:
     """Run the exercise cells of each solution and map each exercise to the answer that its check is given."""
     answers: dict[str, Any] = {}

@@ -165,7 +165,7 @@ def test_half_precision_equals_peft(kind: str) -> None:
         for name, parameter in peft_trainable(theirs).items():
             parameter.copy_(trainable_parameters(ours)[name])
     assert explain_difference(ours, theirs, make_batch(kind)) == ""
-    assert body(ours).prefix.embedding.weight.dtype == torch.float32
+    assert body(ours).prefix.get_parameter("embedding.weight").dtype == torch.float32
 
 
 class ValuesFirst(PrefixBody):
@@ -232,7 +232,7 @@ def test_it_is_the_model_s_own_cache_filled_with_slices_of_the_table(kind: str) 
     model, plain, batch = tuned(kind), make(kind), make_batch(kind)
     fill(model)
     heads, size = (2, 8) if kind.startswith("llama") else (4, 8)
-    table = body(model).prefix.embedding.weight
+    table = body(model).prefix.get_parameter("embedding.weight")
     assert table.shape == (K, 2 * LAYERS * heads * size)
     slices = table.split(size, dim=1)  # one head's keys or values in one layer, (k, head size)
     rows = len(batch["input_ids"])
@@ -259,7 +259,7 @@ def test_a_prefix_can_stand_for_real_tokens(kind: str) -> None:
         expected = plain(tokens).logits[:, K:]
         cache = plain(tokens[:, :K], use_cache=True).past_key_values
         columns = [t[0].transpose(0, 1).flatten(1) for layer in cache.layers for t in (layer.keys, layer.values)]
-        body(model).prefix.embedding.weight.copy_(torch.cat(columns, dim=1))
+        body(model).prefix.get_parameter("embedding.weight").copy_(torch.cat(columns, dim=1))
         assert torch.allclose(model(tokens[:, K:]).logits, expected, atol=1e-5)
         assert not torch.allclose(plain(tokens[:, K:]).logits, expected, atol=1e-2)
 
@@ -335,7 +335,7 @@ def test_autocast() -> None:
             output = model(**batch)
         output.loss.backward()
         assert relative(output.logits.float(), expected) < 0.1, kind
-        assert body(model).prefix.embedding.weight.grad is not None
+        assert body(model).prefix.get_parameter("embedding.weight").grad is not None
 
 
 # --- P-Tuning v2 ----------------------------------------------------------------------------------------------------

@@ -346,8 +346,12 @@ def test_interrupting_keeps_the_best_weights() -> None:
 
     model = tiny_model()
     model.register_forward_pre_hook(press_ctrl_c)
-    with pytest.raises(KeyboardInterrupt):
-        run(model, epochs=3, schedule="constant", warmup=0)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(model, epochs=3, schedule="constant", warmup=0)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert calls == 9
     _, one_epoch = run(epochs=1, schedule="constant", warmup=0)
     assert same(model.state_dict(), one_epoch.state_dict())
