@@ -1,0 +1,320 @@
+"""The checks of chapter 15, QLoRA. Each compares with the formula on small tensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from course_utils.exercises.registry import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
+from course_utils.methods.quantization import NF4_LEVELS
+
+_ABSMAX = "The formula, beside the code"
+_NF4 = "Blocks, and sixteen levels"
+_DOUBLE = "Double quantisation"
+_LAYER = "The layer, and its gradient"
+
+
+def _pair(result: Any, what: str) -> tuple[Any, Any]:
+    """Two values, or a sentence that says which two."""
+    if not (isinstance(result, (tuple, list)) and len(result) == 2):
+        raise Wrong(f"Expected two values: {what}. Return both.")
+    return result[0], result[1]
+
+
+def _untouched(before: list[torch.Tensor], after: tuple[torch.Tensor, ...]) -> None:
+    if not all(torch.equal(old, new) for old, new in zip(before, after, strict=True)):
+        raise Wrong("Your function changes one of its inputs in place. Make new tensors instead.")
+
+
+# --- int8 -----------------------------------------------------------------------------------------------------------
+
+
+def _int8(scaled: torch.Tensor) -> torch.Tensor:
+    """What `.to(torch.int8)` makes of whole numbers: beyond 127 they come out at the other end."""
+    return scaled.to(torch.int64).to(torch.int8)
+
+
+@exercise(
+    "qlora.int8",
+    points=2,
+    passes="255 whole numbers and one absmax a row; no number moved by more than half a step.",
+    section=_ABSMAX,
+)
+def _absmax(answer: Any) -> None:
+    # Square, so that rows and columns can be taken for each other; the largest of the first row is negative.
+    (W,) = random_tensors((5, 5))
+    W[0, 3] = -3.0
+    before = W.clone()
+    codes, W_hat = _pair(call(answer, W), "the codes and what they read back as")
+    _untouched([before], (W,))
+    codes = tensor(codes, (5, 5), "the codes")
+    W_hat = tensor(W_hat, (5, 5), "what is read back")
+    if codes.dtype != torch.int8:
+        raise Wrong(f"The codes must be stored in 8 bits: .to(torch.int8). Yours are {codes.dtype}.")
+    absmax = W.abs().amax(dim=1, keepdim=True)
+    columns = W.abs().amax(dim=0, keepdim=True)
+    right = torch.round(W / absmax * 127)
+    compare(
+        codes,
+        right,
+        [
+            (_int8(torch.trunc(W / absmax * 127)), "The numbers are cut off. Round first: torch.round(...)."),
+            (_int8(torch.floor(W / absmax * 127)), "The numbers are rounded down. Take the nearest: torch.round(...)."),
+            (
+                _int8(torch.round(W / absmax * 128)),
+                "You multiply by 128. int8 ends at 127, so the largest number of a row comes out as -128.",
+            ),
+            (
+                _int8(torch.round(W / W.abs().max() * 127)),
+                "There is one absmax for the whole matrix. Each row has its own.",
+            ),
+            (
+                _int8(torch.round(W / columns * 127)),
+                "You took the absmax of each column. It is that of each row: dim=1.",
+            ),
+            (
+                _int8(torch.round(W / absmax.T * 127)),
+                "The absmax of a row meets the numbers of a column. Keep the dimension: keepdim=True.",
+            ),
+            (
+                _int8(torch.round(W / W.amax(dim=1, keepdim=True) * 127)),
+                "You took the largest number, not the largest absolute value; a large negative number then overflows.",
+            ),
+            (_int8(torch.round(W / absmax)), "The factor 127 is missing; all codes are -1, 0 or 1."),
+            (_int8(torch.round(W * 127)), "The numbers are not divided by the absmax."),
+        ],
+        "The codes are not round(127 · w / absmax).",
+    )
+    compare(
+        W_hat,
+        right * absmax / 127,
+        [
+            (right * absmax, "Reading back, you forgot to divide by 127."),
+            (right / 127, "Reading back, you forgot the absmax."),
+            (right, "You returned the codes twice. Read them back: code · absmax / 127."),
+            (W, "You returned the weights themselves. Read them back from the codes."),
+            (right / 127 * absmax.T, "Reading back, the absmax of a row meets the numbers of a column."),
+        ],
+        "What is read back is not code · absmax / 127.",
+    )
+    (W,) = random_tensors((3, 7))
+    codes, W_hat = _pair(call(answer, W), "the codes and what they read back as")
+    absmax = W.abs().amax(dim=1, keepdim=True)
+    if not equal(tensor(W_hat, (3, 7), "what is read back"), torch.round(W / absmax * 127) * absmax / 127):
+        raise Wrong("It is right for one shape only.")
+
+
+# --- NF4 ------------------------------------------------------------------------------------------------------------
+
+
+def _packed(codes: torch.Tensor) -> torch.Tensor:
+    return codes[::2] * 16 + codes[1::2]
+
+
+def _nearest(scaled: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
+    return (scaled[:, None] - levels).abs().argmin(dim=1)
+
+
+@exercise(
+    "qlora.nf4",
+    points=3,
+    passes="Two weights in one byte, each as the index of the nearest level, the first in the high four bits.",
+    section=_NF4,
+)
+def _nf4(answer: Any) -> None:
+    levels = NF4_LEVELS.double()
+    block = torch.tensor([0.30, -0.41, 0.05, -0.90, 0.66, -0.07, 0.19, 0.52], dtype=torch.float64)
+    _check_block(answer, block, levels)
+    (block,) = random_tensors((64,))
+    value, absmax = _pair(call(answer, block, levels), "the bytes and the absmax")
+    right = _packed(_nearest(block / block.abs().max(), levels))
+    if not equal(tensor(value, (32,), "the bytes"), right) or not equal(number(absmax), block.abs().max()):
+        raise Wrong("It is right for one block only. Take the length from the block.")
+    steps = torch.linspace(-1, 1, 16, dtype=torch.float64)
+    value, _ = _pair(call(answer, block, steps), "the bytes and the absmax")
+    if not equal(tensor(value, (32,), "the bytes"), _packed(_nearest(block / block.abs().max(), steps))):
+        raise Wrong("It is right for one table only. Use the argument `levels`.")
+
+
+def _check_block(answer: Any, block: torch.Tensor, levels: torch.Tensor) -> None:
+    before = [block.clone(), levels.clone()]
+    value, absmax = _pair(call(answer, block, levels), "the bytes and the absmax")
+    _untouched(before, (block, levels))
+    compare(
+        number(absmax),
+        block.abs().max(),
+        [
+            (block.max(), "The absmax is the largest *absolute* value: .abs().max()."),
+            (block.min(), "The absmax is the largest absolute value, so it is positive."),
+            (1 / block.abs().max(), "You returned 1 / absmax."),
+        ],
+        "The absmax is not the largest absolute value of the block.",
+    )
+    if isinstance(value, torch.Tensor) and value.shape == block.shape:
+        raise Wrong("There is one number for each weight. Put two codes into one byte: high << 4 | low.")
+    value = tensor(value, (len(block) // 2,), "the bytes")
+    if value.dtype != torch.uint8:
+        raise Wrong(f"A byte is torch.uint8; yours are {value.dtype}.")
+    scaled = block / block.abs().max()
+    codes = _nearest(scaled, levels)
+    below = (scaled[:, None] >= levels).sum(dim=1) - 1
+    above = 15 - (scaled[:, None] <= levels).sum(dim=1) + 1
+    even, odd, half = codes[::2], codes[1::2], len(codes) // 2
+    compare(
+        value,
+        _packed(codes),
+        [
+            (odd * 16 + even, "The two codes of a byte are swapped. The first of a pair goes into the high four bits."),
+            (_packed(below), "You took the level below each number. Take the nearest."),
+            (_packed(above), "You took the level above each number. Take the nearest."),
+            (_packed(_nearest(block, levels)), "The block is not divided by its absmax."),
+            (
+                _packed(_nearest(block / block.max(), levels)),
+                "You divided by the largest number. Divide by the largest absolute value.",
+            ),
+            (
+                _packed(torch.round((scaled + 1) * 7.5).long()),
+                "These are the indices of 16 levels at equal distances. Take the nearest of `levels`.",
+            ),
+            (
+                _packed(torch.searchsorted(levels, scaled).clamp(max=15)),
+                "searchsorted finds the level above. Search among the middles between two levels.",
+            ),
+            (
+                codes[:half] * 16 + codes[half:],
+                "You paired the two halves of the block. A byte holds two neighbours: codes[0::2] and codes[1::2].",
+            ),
+            (even + odd, "The first code must move four bits to the left: << 4, or times 16."),
+            (even | odd, "The first code must move four bits to the left: << 4, or times 16."),
+            (even * 10 + odd, "A byte is no decimal number: move by 16, not by 10."),
+            (even * 15 + odd, "Four bits have 16 values: move by 16, not by 15."),
+            (even * 8 + odd, "You moved by three bits. Four bits: << 4."),
+        ],
+        "The bytes are not the nearest levels, two in a byte.",
+    )
+
+
+# --- bits -----------------------------------------------------------------------------------------------------------
+
+
+@exercise(
+    "qlora.bits",
+    points=2,
+    passes="4.5 bits with plain NF4, 4.127 with double quantisation.",
+    section=_DOUBLE,
+)
+def _bits(answer: Any) -> None:
+    compare(
+        number(call(answer, 64, None)),
+        4.5,
+        [
+            (4, "The scales are missing: each block of 64 has one absmax."),
+            (0.5, "The codes themselves are missing: four bits for each weight."),
+            (4 + 4 / 64, "A float32 has four bytes. Count bits: 32."),
+            (4 + 8 / 64, "Without double quantisation an absmax is a float32: 32 bits, not 8."),
+            (4 + 16 / 64, "An absmax is a float32 here: 32 bits, not 16."),
+            (4 + 32, "The absmax is shared by the whole block: divide its bits by the block's length."),
+            (4 * 64 + 32, "That is a whole block. Divide by its length."),
+            (4.5 / 8, "You counted bytes. The question is bits."),
+        ],
+        "For blocks of 64 with a float32 absmax it is 4.5.",
+    )
+    compare(
+        number(call(answer, 64, 256)),
+        4 + 8 / 64 + 32 / (64 * 256),
+        [
+            (4.5, "With double quantisation the absmax is stored in 8 bits. Use the second argument."),
+            (4 + 8 / 64, "The second scales are missing: one float32 for 256 absmax values."),
+            (
+                4 + 8 / 64 + 32 / 256,
+                "A second scale serves 256 *blocks*, that is 64 · 256 weights.",
+            ),
+            (4 + 8 / 64 + 8 / (64 * 256), "The second scale is a float32: 32 bits."),
+            (4 + 32 / 64 + 32 / (64 * 256), "The first absmax is no longer a float32. It has 8 bits now."),
+            (4 + 32 / 64 + 8 / (64 * 256), "The two are swapped: absmax in 8 bits, the second scale in 32."),
+            (4 + 8 / 64 + 32 / 64 / 64, "The second scales have blocks of their own length, the second argument."),
+            (4 + 4 / 64 + 32 / (64 * 256), "The absmax is stored in 8 bits, not in 4."),
+            (8 / 64 + 32 / (64 * 256), "The codes themselves are missing: four bits for each weight."),
+        ],
+        "For blocks of 64, and 256 absmax values under one second scale, it is 4.127.",
+    )
+    for block, second in ((32, None), (128, 64)):
+        right = 4 + (32 / block if second is None else 8 / block + 32 / (block * second))
+        if not equal(number(call(answer, block, second)), right):
+            raise Wrong("It is right for blocks of 64 only. Use the arguments.")
+
+
+# --- the layer ------------------------------------------------------------------------------------------------------
+
+
+@exercise(
+    "qlora.layer",
+    points=3,
+    passes="The weight is read back when it is needed, and the gradient passes through it, although it is frozen.",
+    section=_LAYER,
+)
+def _layer(answer: Any) -> None:
+    levels = NF4_LEVELS.double()
+    # Square, so that swapped and turned factors do not stop at a shape error and can be named.
+    x, g, A, B = random_tensors((3, 6), (3, 6), (2, 6), (6, 2))
+    codes = torch.tensor([[(7 * row + 5 * column + 3) % 16 for column in range(6)] for row in range(6)])
+    absmax = torch.tensor([0.5, 1.25, 0.75, 2.0, 1.5, 0.3], dtype=torch.float64)
+    s = 2.5
+    before = [each.clone() for each in (x, g, codes, absmax, levels, A, B)]
+    h, for_x = _pair(call(answer, x, g, codes, absmax, levels, A, B, s), "the output and the gradient of the input")
+    _untouched(before, (x, g, codes, absmax, levels, A, B))
+    W, low = levels[codes] * absmax[:, None], s * x @ A.T @ B.T
+    turned = levels[codes] * absmax
+    columns = "The absmax of a row meets the numbers of a column: absmax[:, None]."
+    compare(
+        tensor(h, (3, 6), "the output"),
+        x @ W.T + low,
+        [
+            (
+                x @ (codes * absmax[:, None]).T + low,
+                "You computed with the codes. A code is no number: it is the place of a level in the table.",
+            ),
+            (x @ levels[codes].T + low, "The absmax is missing: level · absmax."),
+            (x @ turned.T + low, columns),
+            (x @ W + low, "The frozen path is transposed: x is a row here, so it is x Ŵᵀ."),
+            (x @ W.T, "The update is missing; your function computes the frozen layer only."),
+            (low, "The frozen path is missing: h = Ŵ x + s · B A x."),
+            (x @ W.T + low / s, "The factor s is missing."),
+            (s * (x @ W.T) + low, "The frozen path is scaled too. Only the update is."),
+            (x @ W.T + s * x @ (B @ A), "The update is transposed: x is a row here, so it is x Aᵀ Bᵀ."),
+            (x @ (levels[codes] / absmax[:, None]).T + low, "You divide by the absmax. Reading back multiplies."),
+        ],
+        "The output is not x Ŵᵀ + s · x Aᵀ Bᵀ with Ŵ = levels[codes] · absmax.",
+    )
+    for_low = s * g @ B @ A
+    compare(
+        tensor(for_x, (3, 6), "the gradient of the input"),
+        g @ W + for_low,
+        [
+            (
+                for_low,
+                "The gradient passes LoRA's path only. Frozen means that Ŵ gets no gradient *of its own*; "
+                "the gradient of x goes through it: g Ŵ.",
+            ),
+            (g @ W, "The gradient passes the frozen path only; that of LoRA, s · g B A, is missing."),
+            (g @ W.T + for_low, "The gradient of the frozen path is transposed: forward x Ŵᵀ, backward g Ŵ."),
+            (g @ W + s * g @ A.T @ B.T, "The gradient of LoRA's path is transposed: forward x Aᵀ Bᵀ, backward g B A."),
+            (g @ W.T + s * g @ A.T @ B.T, "That is the forward pass, applied to g. Backward it is g Ŵ + s · g B A."),
+            (x @ W.T + low, "You returned the output twice."),
+            (g @ W + for_low / s, "In the gradient the factor s is missing."),
+            (g @ turned + for_low, columns),
+            (g @ levels[codes] + for_low, "In the gradient the absmax is missing."),
+            (torch.zeros_like(x), "It is zero: then no layer below this one would learn anything."),
+            (g, "That is the gradient of the output. It must go through both paths."),
+        ],
+        "The gradient of x is not g Ŵ + s · g B A.",
+    )
+    x, g, A, B = random_tensors((2, 4), (2, 7), (3, 4), (7, 3))
+    codes, absmax = (torch.arange(28).view(7, 4) * 3) % 16, torch.linspace(0.2, 0.8, 7, dtype=torch.float64)
+    h, for_x = _pair(call(answer, x, g, codes, absmax, levels, A, B, 0.5), "the output and the gradient of the input")
+    W = levels[codes] * absmax[:, None] + 0.5 * B @ A
+    if not equal(tensor(h, (2, 7), "the output"), x @ W.T):
+        raise Wrong("It is right for square layers only.")
+    if not equal(tensor(for_x, (2, 4), "the gradient of the input"), g @ W):
+        raise Wrong("It is right for square layers only.")
