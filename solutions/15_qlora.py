@@ -429,7 +429,7 @@ model, tokenizer = load_classifier("minilm")
 inject(model, QLoRAConfig(rank=8, alpha=16, block_size=4096))
 layer = model.bert.encoder.layer[0].attention.self.query.base
 print(layer, f"error {error(layer.weight, reference.bert.encoder.layer[0].attention.self.query.weight):.1%}")
-few = make_loader(tweets["train"].select(range(512)), tokenizer, 32, shuffle=True)
+few = make_loader(tweets["train"].select(range(256)), tokenizer, 32, shuffle=True)
 experiment = fit(model, few, validation, TrainingConfig(learning_rate=4e-3, epochs=1))
 print(f"validation accuracy {experiment.evaluations[-1]['accuracy']:.1%}, floor {floor:.1%}")
 
