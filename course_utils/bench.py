@@ -274,8 +274,6 @@ def compare_memory(name: str, processes: int) -> dict[str, Any]:
 
 def _peak_memory(contest: Contest, side: str) -> float:
     """Train ten steps; by how many megabytes the process's peak lies above what it held before the model came."""
-    import resource  # not on Windows
-
     import peft  # noqa: F401 (so that both processes carry the same libraries)
 
     batches = _batches(10)
@@ -284,8 +282,21 @@ def _peak_memory(contest: Contest, side: str) -> float:
     optimizer = _optimizer(model)
     for number, batch in enumerate(batches, start=1):
         _step(model, optimizer, batch, number)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return peak - before
+    return _high_water() - before
+
+
+def _high_water() -> float:
+    """The most megabytes that this process has held.
+
+    On Linux `ru_maxrss` will not do: a new process begins with the peak of the one that started it.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return float(lines["VmHWM"].split()[0]) / 2**10
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def compare_merging(contest: Contest, repeats: int = 3) -> dict[str, float] | None:

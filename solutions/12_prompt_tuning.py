@@ -187,7 +187,7 @@ print("502 tokens:", tuple(model(too_long[:, :502]).logits.shape))
 # Now 40 steps of 32 tweets, the shortest ones, so that the steps are quick. The rate is 1e-1, more than ten times the
 # 8e-3 of LoRA in lab 9. Weight decay is off: it pulls to zero, and there is no reason why a prompt should be near zero.
 #
-# Two floors to compare with. Whoever always says "negative" has the accuracy of the majority. And whoever knows only
+# Two floors to compare with. Whoever always says "positive" has the accuracy of the majority. And whoever knows only
 # the shares of the two classes has a loss that we can compute.
 
 # %% tags=["nbval-ignore-output"]
