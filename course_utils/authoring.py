@@ -235,11 +235,8 @@ def colab_address() -> str:
 
 
 def _stored_seconds() -> dict[str, dict[str, float]]:
-    try:
-        stored: dict[str, dict[str, float]] = results.read(_SECONDS)["seconds"]
-    except FileNotFoundError:
-        return {}
-    return stored
+    seconds: dict[str, dict[str, float]] = results.stored(_SECONDS).get("seconds", {})
+    return seconds
 
 
 def _shown_seconds(stem: str) -> str:

@@ -134,20 +134,13 @@ def main(arguments: list[str]) -> int:
         return 0
     for name in options.methods or CONTESTS:
         row = measure(name, options.steps, options.processes)
-        methods = _stored() | {name: row}
+        methods = results.stored("bench").get("methods", {}) | {name: row}
         results.write("bench", COMMAND, {"methods": {key: methods[key] for key in CONTESTS if key in methods}})
         step, memory = row["step"], row["memory"]
         print(f"{row['title']}: step {step['ours_ms']:.0f} ms, ratio {step['ratio']:.3f} {step['quartiles']};", end=" ")
         print(f"memory {memory['ours_mb']:.0f} MB, ratio {memory['ratio']:.3f};", end=" ")
         print(f"checkpoint {row['storage']['checkpoint_kb']:.0f} kB", flush=True)
     return 0
-
-
-def _stored() -> dict[str, Any]:
-    try:
-        return dict(results.read("bench")["methods"])
-    except (FileNotFoundError, KeyError):
-        return {}
 
 
 def measure(name: str, steps: int, processes: int) -> dict[str, Any]:

@@ -35,6 +35,11 @@ def read(name: str) -> dict[str, Any]:
     return content
 
 
+def stored(name: str) -> dict[str, Any]:
+    """The content of a result file; {} where there is none yet."""
+    return read(name) if (FOLDER / f"{name}.json").is_file() else {}
+
+
 def write(name: str, command: str, content: dict[str, Any]) -> Path:
     """Write a result file in one step, with the command that made it, versions and machine."""
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -55,8 +60,7 @@ def update(name: str, command: str, change: Callable[[dict[str, Any]], dict[str,
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     with FileLock(FOLDER / f".{name}.lock"):
-        stored = read(name) if (FOLDER / f"{name}.json").is_file() else {}
-        return write(name, command, change(stored))
+        return write(name, command, change(stored(name)))
 
 
 def _facts() -> dict[str, Any]:

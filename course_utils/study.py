@@ -140,10 +140,7 @@ def _run_once(keep: Store, tweets: DatasetDict, method: str, rate: float, seed: 
 
 def finished_runs() -> list[dict[str, Any]]:
     """The runs in the result file; none where there is no file."""
-    try:
-        runs: list[dict[str, Any]] = results.read("quality")["runs"]
-    except FileNotFoundError:
-        return []
+    runs: list[dict[str, Any]] = results.stored("quality").get("runs", [])
     return runs
 
 

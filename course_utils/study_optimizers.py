@@ -75,10 +75,7 @@ def main(arguments: list[str]) -> int:
     if unknown:
         parser.error(f"unknown part {', '.join(sorted(unknown))}; choose from {', '.join(parts)}, fine_tuning")
     chosen = options.parts or [*parts, "fine_tuning"]
-    try:
-        stored = results.read("optimizers")
-    except FileNotFoundError:
-        stored = {}
+    stored = results.stored("optimizers")
     content = {name: stored[name] for name in (*parts, "fine_tuning") if name in stored}
     for name in chosen:
         if options.again:

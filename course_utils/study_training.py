@@ -94,7 +94,7 @@ def main(arguments: list[str]) -> int:
     if unknown:
         parser.error(f"unknown setting {', '.join(sorted(unknown))}; choose from {', '.join(SETTINGS)}")
     chosen = options.settings or list(SETTINGS)
-    stored = _stored()
+    stored = results.stored("training")
     runs = [run for run in stored.get("runs", []) if not (options.again and run["setting"] in chosen)]
     tweets = load_sentiment("tweets")
     trainer = stored.get("trainer") or trainer_accumulation(tweets)
@@ -212,13 +212,6 @@ def _overfitting(setting: Setting, run: dict[str, Any]) -> dict[str, Any]:
         "last": last,
         "evaluations": run["evaluations"],
     }
-
-
-def _stored() -> dict[str, Any]:
-    try:
-        return results.read("training")
-    except FileNotFoundError:
-        return {}
 
 
 def _write(runs: list[dict[str, Any]], tweets: DatasetDict, trainer: dict[str, Any]) -> None:

@@ -24,8 +24,6 @@ COMMAND = "python -m course_utils study-variations"
 SEED = 0
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 
-Rows = list[dict[str, Any]]
-
 
 @dataclass(frozen=True)
 class Variation:
@@ -88,7 +86,7 @@ def main(arguments: list[str]) -> int:
         if options.again:
             keep(None)
         for variation in planned[name]:
-            if not any(_same(row, variation) for row in _rows(name)):
+            if not any(_same(row, variation) for row in results.stored(name).get("rows", [])):
                 row = _run(tweets, variation)
                 keep(row)
                 print(f"{name}: {variation.fields}, {variation.learning_rate:g}: {row['accuracy']:.1%}", flush=True)
@@ -135,11 +133,3 @@ def _in_the_study(variation: Variation) -> dict[str, Any] | None:
 def _same(row: dict[str, Any], variation: Variation) -> bool:
     wanted = variation.fields | {"learning_rate": variation.learning_rate}
     return all(row.get(key) == value for key, value in wanted.items())
-
-
-def _rows(name: str) -> Rows:
-    try:
-        rows: Rows = results.read(name)["rows"]
-    except FileNotFoundError:
-        return []
-    return rows

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from course_utils import results
-from course_utils.plots.base import COLOURS, Picture, make_axes, percent_axis
+from course_utils.plots.base import COLOURS, Picture, make_axes
+from course_utils.plots.quality import accuracy_against_parameters
 
 _FROZEN, _NEW, _TRAINED = "#e6e6e6", "#f6c9a8", "#bfe3d4"
 
@@ -72,35 +72,9 @@ def _box(axes: Axes, x: float, y: float, width: float, words: str, colour: str) 
     axes.text(x, y, words, ha="center", va="center", fontsize=9, zorder=3)
 
 
-def accuracy(keys: Sequence[str] = ("pfeiffer", "houlsby", "parallel", "lora", "full")) -> Picture:
-    """Test accuracy with its 95% interval against the number of trained parameters: adapters, LoRA, all weights."""
-    quality = results.read("quality")
-    figure, axes = make_axes(6.8, 4.0)
-    said = []
-    for colour, marker, key in zip(COLOURS, "osD^v", keys, strict=False):
-        row = quality["methods"][key]
-        mean, low, high = (row["accuracy"][part] for part in ("mean", "low", "high"))
-        axes.errorbar(
-            row["trainable"],
-            mean,
-            yerr=[[mean - low], [high - mean]],
-            fmt=marker,
-            markersize=8,
-            capsize=4,
-            color=colour,
-            label=row["title"],
-        )
-        said.append(f"{row['title']} {mean:.1%} with {row['trainable']:,}")
-    head = quality["methods"]["head_only"]["accuracy"]["mean"]
-    axes.axhline(head, color="grey", linestyle="--", label="head only")
-    axes.set(xscale="log", xlabel="trained parameters, head included", ylabel="test accuracy")
-    percent_axis(axes)
-    axes.legend(fontsize=9, loc="center right")
-    return Picture(
-        figure,
-        f"Scatter chart of test accuracy against trained parameters: {', '.join(said)}. "
-        f"The head alone gives {head:.1%}.",
-    )
+def accuracy() -> Picture:
+    """Adapters, LoRA and all weights, above the head alone."""
+    return accuracy_against_parameters(("pfeiffer", "houlsby", "parallel", "lora", "full"), floor="head_only")
 
 
 def across_domains(accuracies: Mapping[str, Mapping[str, float]]) -> Picture:

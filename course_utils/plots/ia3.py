@@ -5,31 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from course_utils import results
-from course_utils.plots.base import COLOURS, Picture, make_axes, percent_axis
+from course_utils.plots.base import COLOURS, Picture, make_axes
+from course_utils.plots.quality import accuracy_against_parameters
 
 
-def few_parameters(keys: Sequence[str] = ("head_only", "ia3", "bitfit", "lora", "lora_all", "full")) -> Picture:
-    """Test accuracy with its 95% interval against the number of trained parameters, for a few methods."""
-    quality = results.read("quality")
-    figure, axes = make_axes(6.8, 4.0)
-    said = []
-    for colour, marker, key in zip(COLOURS, "soD^vP", keys, strict=False):
-        row = quality["methods"][key]
-        mean, low, high = (row["accuracy"][part] for part in ("mean", "low", "high"))
-        spans = [[mean - low], [high - mean]]
-        style = {"fmt": marker, "markersize": 8, "capsize": 4, "color": colour, "label": row["title"]}
-        axes.errorbar(row["trainable"], mean, yerr=spans, **style)
-        said.append(f"{row['title']} {mean:.1%} with {row['trainable']:,}")
-    majority = quality["baselines"]["majority"]
-    axes.axhline(majority, color="grey", linestyle="--", label="majority class")
-    axes.set(xscale="log", xlabel="trained parameters, head included", ylabel="test accuracy")
-    percent_axis(axes)
-    axes.legend(fontsize=9, loc="center right")
-    return Picture(
-        figure,
-        f"Scatter chart of test accuracy against trained parameters: {', '.join(said)}. "
-        f"The majority class alone gives {majority:.1%}.",
-    )
+def few_parameters() -> Picture:
+    """(IA)³ between the head alone and all weights."""
+    return accuracy_against_parameters(("head_only", "ia3", "bitfit", "lora", "lora_all", "full"))
 
 
 def learning_rates(keys: Sequence[str] = ("full", "lora", "ia3")) -> Picture:

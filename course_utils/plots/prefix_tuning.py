@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
 
-from course_utils import results
+from course_utils.plots import quality
 from course_utils.plots.base import COLOURS, Picture, make_axes, percent_axis
 
 _TRAINED, _COMPUTED, _TEXT = COLOURS[4], "#FBE3B0", COLOURS[5]
@@ -55,28 +55,9 @@ def _cell(axes: Axes, row: int, place: int, colour: str, words: str) -> None:
     axes.text(place, row, words, ha="center", va="center", fontsize=9)
 
 
-def seeds(keys: Sequence[str] = ("head_only", "prompt", "p_tuning", "prefix", "p_tuning_v2", "lora")) -> Picture:
-    """Test accuracy of each seed, and of their mean, for the methods with virtual tokens and two to compare with."""
-    quality = results.read("quality")
-    figure, axes = make_axes(6.8, 0.45 * len(keys) + 1.3)
-    said = []
-    for place, key in enumerate(reversed(keys)):
-        row = quality["methods"][key]
-        mean, accuracies = row["accuracy"]["mean"], row["seeds"]
-        axes.plot(accuracies, [place] * len(accuracies), "o", color=COLOURS[0], alpha=0.7)
-        axes.plot([mean, mean], [place - 0.3, place + 0.3], color=COLOURS[1], linewidth=2)
-        each = ", ".join(f"{accuracy:.1%}" for accuracy in accuracies)
-        said.append(f"{row['title']}: {each}, mean {mean:.1%}")
-    majority = quality["baselines"]["majority"]
-    axes.axvline(majority, color="grey", linestyle="--", label=f"majority class {majority:.1%}")
-    axes.plot([], [], "o", color=COLOURS[0], label="one seed")
-    axes.plot([], [], color=COLOURS[1], label="mean")
-    axes.set(xlabel="test accuracy", xlim=(majority - 0.02, 1.0))
-    axes.set_yticks(range(len(keys)), [quality["methods"][key]["title"] for key in reversed(keys)])
-    percent_axis(axes, "x")
-    figure.legend(fontsize=9, loc="outside lower center", ncols=3, frameon=False)
-    said.reverse()
-    return Picture(figure, f"Dots for the seeds and a line for their mean. {'; '.join(said)}. Dashed: {majority:.1%}.")
+def seeds() -> Picture:
+    """The methods with virtual tokens, and two to compare with."""
+    return quality.seeds(("head_only", "prompt", "p_tuning", "prefix", "p_tuning_v2", "lora"))
 
 
 def shares(lines: Mapping[str, Sequence[float]]) -> Picture:

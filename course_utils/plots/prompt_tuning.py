@@ -4,37 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from course_utils import results
-from course_utils.plots.base import COLOURS, Picture, make_axes, percent_axis
-from course_utils.plots.bitfit import losses_by_rate
+from course_utils.plots import quality
+from course_utils.plots.base import COLOURS, Picture, make_axes
 
 
-def seeds(keys: Sequence[str] = ("head_only", "prompt", "prefix", "lora", "full")) -> Picture:
-    """Test accuracy of each seed, and of their mean, for a few methods."""
-    quality = results.read("quality")
-    figure, axes = make_axes(6.8, 3.6)
-    said = []
-    for place, key in enumerate(keys):
-        row = quality["methods"][key]
-        mean, accuracies = row["accuracy"]["mean"], row["seeds"]
-        axes.plot([place] * len(accuracies), accuracies, "o", color=COLOURS[0], alpha=0.7)
-        axes.plot([place - 0.25, place + 0.25], [mean, mean], color=COLOURS[1], linewidth=2)
-        each = ", ".join(f"{accuracy:.1%}" for accuracy in accuracies)
-        said.append(f"{row['title']}: {each}, mean {mean:.1%}")
-    majority = quality["baselines"]["majority"]
-    axes.axhline(majority, color="grey", linestyle="--", label=f"majority class {majority:.1%}")
-    axes.plot([], [], "o", color=COLOURS[0], label="one seed")
-    axes.plot([], [], color=COLOURS[1], label="mean")
-    axes.set(ylabel="test accuracy", ylim=(majority - 0.03, 1.0))
-    axes.set_xticks(range(len(keys)), [quality["methods"][key]["title"].replace(", ", ",\n") for key in keys])
-    percent_axis(axes)
-    axes.legend(fontsize=9, loc="center right", bbox_to_anchor=(1.0, 0.3))
-    return Picture(figure, f"Dots for the seeds and a line for their mean. {'; '.join(said)}. Dashed: {majority:.1%}.")
+def seeds() -> Picture:
+    """Prompt tuning between the head alone and full fine-tuning."""
+    return quality.seeds(("head_only", "prompt", "prefix", "lora", "full"))
 
 
 def rates() -> Picture:
     """LoRA and prompt tuning: the validation loss at each learning rate that was tried."""
-    return losses_by_rate(("lora", "prompt"))
+    return quality.losses_by_rate(("lora", "prompt"))
 
 
 def attention_mask(k: int = 3, texts: Sequence[int] = (5, 3)) -> Picture:
