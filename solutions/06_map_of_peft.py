@@ -58,6 +58,7 @@ from course_utils.methods import (
 )
 from course_utils.metrics import majority_accuracy
 from course_utils.plots import bars, training_curves
+from course_utils.study_optimizers import saved_for_backward
 from course_utils.training import TrainingConfig, fit
 
 # %% [markdown]
@@ -234,23 +235,10 @@ for title, config in STEP.items():
 
 # %% tags=["nbval-ignore-output"]
 def kept_for_backward(config):
-    """Bytes that the forward pass keeps for the backward pass, the model's own weights left out."""
+    """Bytes that the forward pass keeps for the backward pass, the model's own weights left out; the batch's shape."""
     model, tokenizer = load_classifier("minilm")
-    inject(model, config).train()
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    kept = {}
-
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
     batch = next(iter(make_loader(first_tweets, tokenizer, 32)))
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = model(**batch).loss
-    assert loss.requires_grad
-    return sum(kept.values()), batch["input_ids"].shape
+    return saved_for_backward(inject(model, config), batch), batch["input_ids"].shape
 
 
 activations = {}

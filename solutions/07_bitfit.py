@@ -52,6 +52,7 @@ from course_utils.methods import (
 from course_utils.metrics import majority_accuracy
 from course_utils.plots import bars, training_curves
 from course_utils.plots.bitfit import moved
+from course_utils.study_optimizers import saved_for_backward
 from course_utils.training import TrainingConfig, fit, predict
 
 # %% [markdown]
@@ -312,22 +313,9 @@ print("putting the keys' biases back changes nothing, and each other kind matter
 
 # %% tags=["nbval-ignore-output"]
 def kept_for_backward(config):
-    """Bytes that the forward pass keeps for the backward pass, the model's own numbers left out."""
+    """Bytes that the forward pass keeps for the backward pass, the model's own weights left out."""
     model, _ = load_classifier("minilm")
-    inject(model, config).train()
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-    kept = {}
-
-    def note(tensor):
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        loss = model(**batch).loss
-    assert loss.requires_grad
-    return sum(kept.values())
+    return saved_for_backward(inject(model, config), batch)
 
 
 kept = {c.name: kept_for_backward(c) for c in (FullConfig(), BitFitConfig(), LastLayersConfig(layers=1))}
