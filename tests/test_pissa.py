@@ -129,7 +129,9 @@ def all_in_b(weight: torch.Tensor, rank: int, scaling: float) -> tuple[torch.Ten
 
 
 @pytest.mark.parametrize(
-    ("mistake", "what"), [(smallest_values, "R"), (no_scaling, "R"), (all_in_b, "A")], ids=lambda value: str(value)
+    ("mistake", "what"),
+    [(smallest_values, "R"), (no_scaling, "R"), (all_in_b, "A")],
+    ids=lambda value: getattr(value, "__name__", value),
 )
 def test_the_comparison_finds_a_wrong_split(
     mistake: Callable[..., Any], what: str, monkeypatch: pytest.MonkeyPatch

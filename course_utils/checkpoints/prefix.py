@@ -35,7 +35,7 @@ class PrefixFormat(VirtualTokensFormat):
 
     def compute(self, module: Any) -> torch.Tensor:
         """The keys and values, (k, 2 · layers · width)."""
-        table: torch.Tensor = module(1)[0]
+        table: torch.Tensor = module()
         return table
 
     def reads(self, header: Mapping[str, Any]) -> bool:

@@ -22,7 +22,7 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.func import functional_call
+from torch.nn import functional as F
 
 from course_utils.methods.base import Matrix, MethodError, refuse_packed_weights
 from course_utils.methods.lora import LoRAConfig, LoRALinear, layer_shape, turned
@@ -75,7 +75,7 @@ class PiSSALinear(LoRALinear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (batch, tokens, in) → (batch, tokens, out)
         """Compute ``R x + b + s · B (A x)``."""
-        h = functional_call(self.base, {"weight": self.residual}, (x,))  # the base layer, with R in the place of W
+        h = F.linear(x, turned(self.base, self.residual), self.base.bias)  # the base layer, with R in the place of W
         x = self.dropout(x.to(self.lora_A.weight.dtype))
         return (h + self.lora_B(self.lora_A(x)) * self.scaling).to(h.dtype)
 

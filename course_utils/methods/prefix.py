@@ -127,7 +127,7 @@ class PrefixEncoder(PrefixTable):
             for parameter in last.parameters():
                 nn.init.zeros_(parameter)
 
-    def forward(self, batch: int) -> torch.Tensor:  # → (batch, k, 2 · layers · width)
-        """The table once for each row of the batch."""
-        tokens = torch.arange(self.virtual_tokens, device=self.embedding.weight.device)
-        return self.transform(self.embedding(tokens.expand(batch, -1)))
+    def forward(self) -> torch.Tensor:  # → (k, 2 · layers · width)
+        """The table, which is the same for all texts."""
+        table: torch.Tensor = self.transform(self.embedding.weight)
+        return table

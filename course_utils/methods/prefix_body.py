@@ -26,7 +26,7 @@ from course_utils.methods.virtual_tokens import (
 
 
 class PrefixTable(nn.Module):
-    """A module that takes the size of the batch and returns (batch, k, 2 · layers · width).
+    """A module that returns (k, 2 · layers · width), the same for all texts.
 
     Args:
         virtual_tokens: k.
@@ -42,7 +42,7 @@ class PrefixBody(AdaptedBody):
 
     Args:
         base: the body, such as `BertModel`, which `check_prefix` has let through.
-        prefix: gives the table of all keys and values, (batch, k, 2 · layers · width), and k as `virtual_tokens`.
+        prefix: gives the table of all keys and values, (k, 2 · layers · width), and k as `virtual_tokens`.
         dropout: share of the numbers in the table that are set to zero while training.
     """
 
@@ -97,7 +97,8 @@ class PrefixBody(AdaptedBody):
     def keys_and_values(self, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """For each layer the keys and the values of the prefix, each (batch, heads, k, head size)."""
         layers, heads, head_size = self.shape
-        table = self.dropout(self.prefix(batch)).to(self.base.dtype)  # (batch, k, 2 · layers · width)
+        table = self.prefix().expand(batch, -1, -1)  # (batch, k, 2 · layers · width), without a copy for each text
+        table = self.dropout(table).to(self.base.dtype)
         table = table.view(batch, -1, 2 * layers, heads, head_size).permute(2, 0, 3, 1, 4)
         return zip(table[0::2], table[1::2], strict=True)  # keys of layer 0, its values, keys of layer 1 ...
 

@@ -17,6 +17,7 @@ Bits for each weight: 4 + 32/64 = 4.5 for NF4; 4 + 8/64 + 32/(64 · 256) = 4.127
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from statistics import NormalDist
 
 import torch
@@ -104,7 +105,7 @@ def dequantize_nf4(
     codes: torch.Tensor, absmax: torch.Tensor, shape: tuple[int, ...], block_size: int = BLOCK
 ) -> torch.Tensor:
     """Read a weight of this `shape` back from what `quantize_nf4` returned: float32."""
-    unpacked = _LEVEL_PAIRS.to(codes.device).index_select(0, codes.int()).view(torch.float32)
+    unpacked = _at(_LEVEL_PAIRS, codes.device).index_select(0, codes.int()).view(torch.float32)
     return _scale_blocks(unpacked[: math.prod(shape)], absmax, block_size).view(shape)
 
 
@@ -117,7 +118,7 @@ def quantize_blocks(values: torch.Tensor, levels: torch.Tensor, block_size: int)
     if not values.is_floating_point():
         raise MethodError(f"only floating point numbers can be quantised, got {values.dtype}: quantised already?")
     flat = values.detach().float().flatten()
-    blocks = pad(flat, (0, -flat.numel() % block_size)).view(-1, block_size)
+    blocks = _in_blocks(flat, block_size)
     absmax = blocks.abs().amax(dim=1)
     scaled = (blocks * (1 / _not_zero(absmax)).unsqueeze(1)).clamp(-1, 1)  # clamp: the product may round above 1
     middles = (levels[1:] + levels[:-1]) / 2  # between two levels: below it the lower one is nearer
@@ -127,13 +128,25 @@ def quantize_blocks(values: torch.Tensor, levels: torch.Tensor, block_size: int)
 
 def dequantize_blocks(codes: torch.Tensor, absmax: torch.Tensor, levels: torch.Tensor, block_size: int) -> torch.Tensor:
     """Look the levels up and multiply each block by its absmax: float32 (numbers,)."""
-    return _scale_blocks(levels.to(codes.device).index_select(0, codes.int()), absmax, block_size)
+    return _scale_blocks(_at(levels, codes.device).index_select(0, codes.int()), absmax, block_size)
+
+
+@lru_cache(maxsize=16)
+def _at(table: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The table on a device. To copy it there each time would let a GPU wait for the processor."""
+    return table.to(device)
 
 
 def _scale_blocks(found: torch.Tensor, absmax: torch.Tensor, block_size: int) -> torch.Tensor:
     """Multiply each block of a vector, which is changed, by its absmax."""
-    blocks = pad(found, (0, -found.numel() % block_size)).view(-1, block_size)
+    blocks = _in_blocks(found, block_size)
     return blocks.mul_(absmax.unsqueeze(1)).flatten()[: found.numel()]
+
+
+def _in_blocks(values: torch.Tensor, block_size: int) -> torch.Tensor:
+    """(numbers,) → (blocks, block_size); the last block is filled up with zeros."""
+    missing = -values.numel() % block_size
+    return (pad(values, (0, missing)) if missing else values).view(-1, block_size)  # `pad` copies even for nothing
 
 
 def _not_zero(absmax: torch.Tensor) -> torch.Tensor:
