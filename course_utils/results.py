@@ -63,13 +63,17 @@ def update(name: str, command: str, change: Callable[[dict[str, Any]], dict[str,
         return write(name, command, change(stored(name)))
 
 
+def device() -> str:
+    """What this process computes on, in words."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
+
+
 def _facts() -> dict[str, Any]:
     packages = ("torch", "transformers", "peft", "accelerate", "datasets")
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "machine": {
-            "device": device,
+            "device": device(),
             "threads": torch.get_num_threads(),
             "architecture": platform.machine(),
             "memory_gb": round(psutil.virtual_memory().total / 1e9),

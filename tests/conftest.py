@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import DEVICE
 from transformers import PreTrainedTokenizerBase
 
 from course_utils.assets import fetch
@@ -18,6 +19,10 @@ from course_utils.backbones import load_classifier
 
 # Two threads that wait for each other on a busy machine make a tiny model a hundred times slower (measured).
 torch.set_num_threads(1)
+if DEVICE == "cuda":  # sums in the same order each time, and no rounding of an LSTM's factors to ten binary digits
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32 = False
 
 
 @pytest.fixture(scope="session")

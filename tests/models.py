@@ -1,11 +1,14 @@
 """Tiny random models and batches, built without any network: two layers, hidden size 32, a few milliseconds each.
 
+With COURSE_TEST_DEVICE=cuda they stand on a GPU, and so the tests of the methods run there.
+
 Their weights are drawn larger than a pretrained model's, so that attention is far from uniform and a mistake in any
 layer moves the logits well above rounding.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -26,6 +29,7 @@ from transformers import (
 )
 
 VOCABULARY, HIDDEN, LAYERS, PAD = 64, 32, 2, 1
+DEVICE = os.environ.get("COURSE_TEST_DEVICE", "cpu")
 Batch = dict[str, torch.Tensor]
 
 
@@ -92,10 +96,11 @@ def make(kind: str, *, seed: int = 0, dropout: float = 0.0, **settings: Any) -> 
     family, model_class = _CLASSES[kind]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = model_class(_config(family, dropout, settings))
+        model: Any = model_class(_config(family, dropout, settings))
         for parameter in model.parameters():  # biases and normalisations start at 0 and 1: a mistake there would hide
             if parameter.ndim == 1:
                 parameter.data += 0.1 * torch.randn_like(parameter)
+    model.to(DEVICE)
     return model.eval()
 
 
@@ -118,7 +123,8 @@ def make_batch(kind: str, *, rows: int = 4, length: int = 9, seed: int = 0, left
         mask = mask.flip(1)
     tokens = tokens.masked_fill(mask == 0, PAD)
     labels = torch.arange(rows) % 2 if kind in CLASSIFIERS else tokens.masked_fill(mask == 0, -100)
-    return {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+    batch = {"input_ids": tokens, "attention_mask": mask, "labels": labels}
+    return {name: tensor.to(DEVICE) for name, tensor in batch.items()}
 
 
 def fill_lora(model: torch.nn.Module, *, seed: int = 1, size: float = 0.1) -> None:
@@ -133,4 +139,5 @@ def fill_lora(model: torch.nn.Module, *, seed: int = 1, size: float = 0.1) -> No
 def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
     """How long the difference is, as a share of the length of what was expected; computed in fp64."""
     assert got.shape == expected.shape
-    return ((got.double() - expected.double()).norm() / expected.double().norm()).item()
+    got, expected = got.detach().double().cpu(), expected.detach().double().cpu()
+    return ((got - expected).norm() / expected.norm()).item()
