@@ -9,6 +9,8 @@ import json
 import os
 import platform
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -68,10 +70,24 @@ def device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
 
 
+def commit() -> str | None:
+    """The commit that is checked out; None outside a git repository, and "…, changed" where files differ from it."""
+    if shutil.which("git") is None:
+        return None
+    here = ["git", "-C", str(FOLDER.parents[1])]
+    found = subprocess.run([*here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    if found.returncode:
+        return None
+    changes = [*here, "status", "--porcelain", "--untracked-files=no", "--", "course_utils"]
+    changed = subprocess.run(changes, capture_output=True, text=True, check=False).stdout
+    return found.stdout.strip() + (", changed" if changed else "")
+
+
 def _facts() -> dict[str, Any]:
     packages = ("torch", "transformers", "peft", "accelerate", "datasets")
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "commit": commit(),
         "machine": {
             "device": device(),
             "threads": torch.get_num_threads(),

@@ -2,8 +2,9 @@
 
 For each method every learning rate runs with seed 0. The two with the lowest validation loss are its finalists: they
 run with all seeds, and the lower mean validation loss wins, because one seed decides little. Only the winner is judged
-on the test split. Each finished run is written down at once, so a killed study goes on where it stopped, and several
-processes may share the work: give each of them other methods.
+on the test split. Each finished run is written down at once, so a killed study goes on where it stopped. `--jobs 4`
+trains four models at a time, each in a process of its own; on several machines with one shared folder, give each of
+them other methods.
 """
 
 from __future__ import annotations
@@ -16,9 +17,11 @@ from typing import Any
 
 import torch
 from datasets import DatasetDict
+from joblib import Parallel, delayed
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from tqdm import tqdm
 
 from course_utils import results
 from course_utils.backbones import DEFAULT_BACKBONE, load_classifier
@@ -110,32 +113,42 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
     parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"default: all of {', '.join(ENTRIES)}")
     parser.add_argument("--again", action="store_true", help="throw away the stored runs of these methods first")
+    parser.add_argument("--jobs", type=int, default=1, help="models that train at the same time (default 1)")
     options = parser.parse_args(arguments)
     unknown = set(options.methods) - set(ENTRIES)
     if unknown:
         parser.error(f"unknown method {', '.join(sorted(unknown))}; choose from {', '.join(ENTRIES)}")
+    if options.jobs < 1:
+        parser.error(f"--jobs must be at least 1, got {options.jobs}")
     methods = options.methods or list(ENTRIES)
-    tweets = load_sentiment("tweets")
-    keep = Store(tweets)
+    keep = Store(load_sentiment("tweets"))
     if options.again:
         keep.drop(methods)
-    for method in methods:
-        for rate in ENTRIES[method].learning_rates:
-            _run_once(keep, tweets, method, rate, SEEDS[0])
-        for rate in finalists(keep.runs(), method):
-            for seed in SEEDS[1:]:
-                _run_once(keep, tweets, method, rate, seed)
+    first = [(method, rate, SEEDS[0]) for method in methods for rate in ENTRIES[method].learning_rates]
+    _run_missing(first, options.jobs)
+    finals = [(method, rate) for method in methods for rate in finalists(keep.runs(), method)]
+    _run_missing([(method, rate, seed) for method, rate in finals for seed in SEEDS[1:]], options.jobs)
     keep.refresh()
     return 0
 
 
-def _run_once(keep: Store, tweets: DatasetDict, method: str, rate: float, seed: int) -> None:
-    """Train and judge, unless this run is stored already; then write it down."""
-    if any(_key(run) == (method, rate, seed) for run in keep.runs()):
-        return
+def _run_missing(wanted: list[tuple[str, float, int]], jobs: int) -> None:
+    """Train and judge what is not stored yet, `jobs` runs at a time, with a bar that tells the time left."""
+    stored = {_key(run) for run in finished_runs()}
+    missing = [key for key in wanted if key not in stored]
+    threads = max(1, torch.get_num_threads() // jobs)
+    work = Parallel(n_jobs=min(jobs, len(missing)) or 1, return_as="generator_unordered")
+    for said in tqdm(work(delayed(_run_once)(*key, threads) for key in missing), total=len(missing), unit="run"):
+        tqdm.write(said)
+
+
+def _run_once(method: str, rate: float, seed: int, threads: int) -> str:
+    """Train, judge and write the run down, perhaps in a process of its own; the line that says so."""
+    torch.set_num_threads(threads)
+    tweets = load_sentiment("tweets")
     run = {"method": method, **train_once(tweets, ENTRIES[method], rate, seed)}
-    keep.add(run)
-    print(f"{ENTRIES[method].title}, learning rate {rate:g}, seed {seed}: {run['accuracy']:.1%}", flush=True)
+    Store(tweets).add(run)
+    return f"{ENTRIES[method].title}, learning rate {rate:g}, seed {seed}: {run['accuracy']:.1%}"
 
 
 def finished_runs() -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,6 +76,9 @@ def test_both_sides_of_a_contest_train_the_same(method: str) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=0.5)  # each drew its own random start
 
 
+REAL = results.read("quality")
+
+
 def _run(rate: float, seed: int, validation_loss: float) -> dict[str, Any]:
     return {"method": "lora", "learning_rate": rate, "seed": seed, "validation_loss": validation_loss}
 
@@ -88,6 +92,37 @@ def test_the_two_best_rates_of_the_first_seed_are_compared_over_all_seeds() -> N
     assert study.best_rate([*runs, *lucky, *steady], "lora") == 1e-3
     assert study.best_rate([*runs, *lucky], "lora") is None
     assert study.best_rate([], "lora") is None
+
+
+def test_a_killed_study_goes_on_where_it_stopped(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The runs themselves are stored ones, so that nothing trains here."""
+    stored = {study._key(run): run for run in study.finished_runs()}
+    ran: list[tuple[float, int]] = []
+
+    def run_once(tweets: Any, entry: study.Entry, learning_rate: float, seed: int) -> dict[str, Any]:
+        if len(ran) == 4:
+            raise KeyboardInterrupt
+        ran.append((learning_rate, seed))
+        return stored["lora", learning_rate, seed]
+
+    monkeypatch.setattr(results, "FOLDER", tmp_path / "book" / "results")
+    monkeypatch.setattr(study, "train_once", run_once)
+    with pytest.raises(KeyboardInterrupt):
+        study.main(["lora"])
+    assert [seed for _, seed in ran] == [0, 0, 0, 1]
+    assert len(study.finished_runs()) == 4 and "lora" not in results.read("quality")["methods"]
+    ran.clear()
+    assert study.main(["lora"]) == 0
+    assert len(ran) == 3  # two finalists with two more seeds each, and one of these runs was there already
+    assert results.read("quality")["methods"]["lora"]["seeds"] == REAL["methods"]["lora"]["seeds"]
+    assert results.read("quality")["commit"] is None  # the folder is in no repository
+    ran.clear()
+    assert study.main(["lora", "--jobs", "2"]) == 0 and not ran
+    with pytest.raises(SystemExit):
+        study.main(["--jobs", "0"])
+    assert "--jobs must be at least 1, got 0" in capsys.readouterr().err
 
 
 def test_the_summary_needs_every_seed() -> None:
