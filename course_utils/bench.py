@@ -198,10 +198,10 @@ def _process_peak(contest: Contest, side: str, place: Place) -> float:
     batches = prepare_batches(10, place)
     before = psutil.Process().memory_info().rss / 2**20
     _train_ten_steps(contest, side, place, batches)
-    return _high_water() - before
+    return high_water() - before
 
 
-def _high_water() -> float:
+def high_water() -> float:
     """The most megabytes that this process has held.
 
     On Linux `ru_maxrss` will not do: a new process begins with the peak of the one that started it.

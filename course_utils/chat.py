@@ -1,0 +1,240 @@
+"""Questions and answers for a language model with a chat template: rows to train on, batches, losses, answers.
+
+A chat model reads one text: the template writes system, user and assistant messages into it, with special tokens
+between. Training is next-token prediction on that text. A label of -100 is left out of the loss, so that the model
+learns the answer and its end, and not the question::
+
+    input_ids   <|im_start|>user ↵ … <|im_end|> ↵ <|im_start|>assistant ↵   positive   2   <|im_end|>
+    labels          -100 for all of these                                   positive   2   <|im_end|>
+
+    loss = mean over labels[t] ≠ -100 of −log p(labels[t] | input_ids[: t])
+
+Labels are *not* shifted here. The models of transformers do it: the logits of position t - 1 meet the label of t.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
+
+from course_utils.data import LengthBucketedSampler
+from course_utils.methods import trainable_parameters
+
+IGNORE = -100  # what cross-entropy in PyTorch leaves out by default
+
+Message = dict[str, str]
+Row = dict[str, list[int]]
+
+
+class ChatError(ValueError):
+    """A conversation, a row or a setting cannot be used as it is."""
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message]) -> list[int]:
+    """The token ids of a conversation, up to where the assistant is to write on.
+
+    Args:
+        tokenizer: with a chat template.
+        messages: `{"role": ..., "content": ...}`, the last one from the user.
+
+    Raises:
+        ChatError: the tokenizer has no chat template, or there is no message.
+    """
+    if tokenizer.chat_template is None:
+        raise ChatError(
+            "the tokenizer has no chat template, so its model was not trained on conversations. Take a model with "
+            "'Instruct' or 'chat' in its name, or set tokenizer.chat_template"
+        )
+    if not messages:
+        raise ChatError("there is no message; expected at least one, {'role': 'user', 'content': 'your question'}")
+    text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+    # The template has written all special tokens; a tokenizer such as Llama 2's would put another <s> in front.
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def encode_chat(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], answer: str, *, mask_prompt: bool = True
+) -> Row:
+    """One row to train on: the conversation, the answer, and the token that ends it.
+
+    Args:
+        tokenizer: with a chat template and an end-of-sequence token.
+        messages: the conversation before the answer.
+        answer: what the assistant should write.
+        mask_prompt: False puts the conversation into the loss as well.
+
+    Returns:
+        `input_ids` and `labels`, of the same length; `labels` holds -100 where nothing is to be learnt.
+
+    Raises:
+        ChatError: no template, no end-of-sequence token, or nothing in the answer.
+    """
+    if not answer:
+        raise ChatError("the answer is empty, so there is nothing to learn; drop the row")
+    if tokenizer.eos_token_id is None:
+        raise ChatError("the tokenizer has no end-of-sequence token, so the model could not learn where to stop")
+    prompt = encode_prompt(tokenizer, messages)
+    learnt = [*tokenizer(answer, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+    return {"input_ids": prompt + learnt, "labels": ([IGNORE] * len(prompt) if mask_prompt else prompt) + learnt}
+
+
+def pad_left(rows: Sequence[Row], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """A batch of rows of different lengths, filled up on the left.
+
+    Args:
+        rows: with `input_ids` and, for training, `labels`.
+        pad_token_id: for the free places. The attention mask goes by position and not by this id, because in many
+            models it is also the token that ends an answer.
+
+    Returns:
+        `input_ids`, `attention_mask` and, where given, `labels`, each (rows, longest).
+
+    Raises:
+        ChatError: there are no rows.
+    """
+    if not rows:
+        raise ChatError("there are no rows to make a batch of")
+    longest = max(len(row["input_ids"]) for row in rows)
+    empty = [longest - len(row["input_ids"]) for row in rows]
+    filled = {
+        "input_ids": [[pad_token_id] * n + row["input_ids"] for n, row in zip(empty, rows, strict=True)],
+        "attention_mask": [[0] * n + [1] * (longest - n) for n in empty],
+    }
+    if "labels" in rows[0]:
+        filled["labels"] = [[IGNORE] * n + row["labels"] for n, row in zip(empty, rows, strict=True)]
+    return {name: torch.tensor(values) for name, values in filled.items()}
+
+
+@torch.no_grad()
+def write_answers(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    max_new_tokens: int = 8,
+    batch_size: int = 16,
+) -> list[str]:
+    """The answer to each conversation, written greedily: always the most probable token, so the same in each run.
+
+    Args:
+        model: a language model; its mode is restored afterwards.
+        tokenizer: the model's.
+        conversations: a list of messages each.
+        max_new_tokens: where to stop a model that does not.
+        batch_size: conversations at a time.
+    """
+    if max_new_tokens < 1 or batch_size < 1:
+        raise ChatError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
+    device, training, answers = next(model.parameters()).device, model.training, list[str]()
+    model.eval()
+    for start in range(0, len(conversations), batch_size):
+        rows = [{"input_ids": encode_prompt(tokenizer, each)} for each in conversations[start : start + batch_size]]
+        batch = {name: value.to(device) for name, value in pad_left(rows, _padding(tokenizer)).items()}
+        written = model.generate(**batch, max_new_tokens=max_new_tokens, do_sample=False)
+        answers += tokenizer.batch_decode(written[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    model.train(training)
+    return [answer.strip() for answer in answers]
+
+
+@torch.no_grad()
+def loss_per_token(model: Any, rows: Sequence[Row], pad_token_id: int, batch_size: int = 16) -> float:
+    """The mean loss over all labels of all rows that are not -100; the model's mode is restored afterwards."""
+    device, training, total, count = next(model.parameters()).device, model.training, 0.0, 0
+    model.eval()
+    for start in range(0, len(rows), batch_size):
+        batch = pad_left(rows[start : start + batch_size], pad_token_id)
+        labels = batch.pop("labels")[:, 1:].to(device)  # position t - 1 predicts the label of t
+        logits = model(**{name: value.to(device) for name, value in batch.items()}).logits[:, :-1].float()
+        total += nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum").item()
+        count += int((labels != IGNORE).sum())
+    model.train(training)
+    if not count:
+        raise ChatError("every label is -100, so there is no loss; were the labels masked from the wrong end?")
+    return total / count
+
+
+@dataclass(frozen=True)
+class ChatTraining:
+    """The settings of a training run on chats.
+
+    Args:
+        learning_rate: the highest one, after a warm-up over a tenth of the steps; it falls to 0 at the end.
+        steps: of the optimiser.
+        batch_size: rows a step.
+        seed: of the order of the rows and of dropout.
+    """
+
+    learning_rate: float = 1e-3
+    steps: int = 64
+    batch_size: int = 8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ChatError(f"learning_rate must be above 0, got {self.learning_rate!r}")
+        if self.steps < 1 or self.batch_size < 1:
+            raise ChatError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}")
+
+
+def train_on_chats(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], config: ChatTraining | None = None
+) -> list[float]:
+    """Train what is trainable in `model` with transformers' `Trainer`, in bf16 autocast, on a GPU if there is one.
+
+    Our own `fit` is for classifiers: it chooses the best epoch by their scores.
+
+    Args:
+        model: with at least one trainable parameter.
+        tokenizer: the model's.
+        rows: as `encode_chat` makes them.
+        config: the settings.
+
+    Returns:
+        The loss of each step, a mean over the labels that are not -100.
+
+    Raises:
+        ChatError: nothing is trainable, or there are no rows.
+    """
+    config = config or ChatTraining()
+    if not rows:
+        raise ChatError("there are no rows to train on")
+    if not trainable_parameters(model):
+        raise ChatError("no parameter is trainable; inject a method first, for example inject(model, LoRAConfig())")
+    with TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder,
+            per_device_train_batch_size=config.batch_size,
+            max_steps=config.steps,
+            learning_rate=config.learning_rate,
+            warmup_steps=config.steps // 10,
+            bf16=True,
+            use_cpu=not torch.cuda.is_available(),
+            train_sampling_strategy="sequential",  # the order is made below
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            seed=config.seed,
+        )
+        # Texts of about the same length share a batch. Trainer's own way to do so begins with the longest ones.
+        sampler = LengthBucketedSampler([len(row["input_ids"]) for row in rows], config.batch_size, seed=config.seed)
+        ordered: Any = [rows[index] for batch in sampler for index in batch]
+        padding = _padding(tokenizer)
+        trainer = Trainer(
+            cast(Any, model), arguments, train_dataset=ordered, data_collator=lambda batch: pad_left(batch, padding)
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.train()
+    return [float(row["loss"]) for row in trainer.state.log_history if "loss" in row]
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id for free places: any will do, because the attention mask hides them."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id)
