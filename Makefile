@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 VENV   := .venv
+DEMO   := .venv-demo
 BIN    := $(VENV)/bin
 HTML   := book/_build/html
 # Seconds that one notebook cell may take in `make test`; a whole notebook is meant to take 45.
@@ -10,6 +11,10 @@ CELL_TIMEOUT ?= 120
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # A progress bar in a notebook's stored output helps nobody.
 quiet := TQDM_DISABLE=1
+# Tests and notebooks run on this many cores, a file on one of them. Each process computes with one thread: more of them
+# wait for each other, and take longer (measured).
+JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))' 2>/dev/null || echo 1)
+parallel := $(quiet) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 say = @printf '\n== %s\n'
 
 # After a failed build Sphinx would believe that all pages are done, and the next build would pass.
@@ -19,7 +24,7 @@ build_book = $(BIN)/jupyter-book build . --path-output book -W -n --keep-going $
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test lab notebooks study bench doctor pictures clean
+.PHONY: help book test lab notebooks study bench grade demo doctor pictures clean
 
 help:
 	@echo "make book       build the book and say which file to open"
@@ -27,6 +32,8 @@ help:
 	@echo "make test       check everything: style, types, book, tests, notebooks"
 	@echo "make notebooks  write and run the notebooks again from solutions/*.py"
 	@echo "make study      measure the methods again (hours on two cores); make bench: time and memory"
+	@echo "make grade      grade notebooks: make grade ARGS=\"FOLDER --out REPORT\""
+	@echo "make demo       try the case study's model in a browser (the first time it trains for some minutes)"
 	@echo "make doctor     check this computer"
 	@echo "make clean      remove the environment and the built book, but not the fetched model and data"
 
@@ -67,9 +74,9 @@ test: $(VENV)/installed-test assets
 	$(say) "the book, all pages, warnings are errors"
 	@$(call build_book,--all --quiet)
 	$(say) "the tests"
-	@$(quiet) $(BIN)/python -m pytest tests
+	@$(parallel) tests
 	$(say) "the notebooks, run again and compared with their stored outputs (minutes)"
-	@$(quiet) $(BIN)/python -m pytest --nbval labs solutions --nbval-cell-timeout=$(CELL_TIMEOUT)
+	@$(parallel) --nbval labs solutions --nbval-cell-timeout=$(CELL_TIMEOUT)
 	$(say) "all is well"
 
 lab: assets
@@ -84,6 +91,24 @@ study: assets
 bench: assets
 	@$(BIN)/python -m course_utils bench $(ARGS)
 
+grade: assets
+	@$(BIN)/python -m course_utils grade $(ARGS)
+
+# gradio and our transformers need different versions of one package, so the demo has an environment of its own. It needs
+# no torch: what it serves was exported.
+$(DEMO)/installed: demo-requirements.txt
+	$(say) "making the environment $(DEMO)"
+	@$(PYTHON) -m venv $(DEMO)
+	@$(DEMO)/bin/python -m pip install --quiet -r demo-requirements.txt
+	@touch $@
+
+build/sentiment/README.md: | assets
+	$(say) "exporting the model of the case study"
+	@$(quiet) $(BIN)/python -m course_utils.case_study.export build/sentiment
+
+demo: build/sentiment/README.md $(DEMO)/installed
+	@$(DEMO)/bin/python -m course_utils.case_study.demo build/sentiment $(ARGS)
+
 doctor: $(VENV)/installed
 	@$(BIN)/python -m course_utils doctor
 
@@ -92,4 +117,4 @@ pictures: $(VENV)/installed-test book
 	@$(BIN)/python tests/browser.py
 
 clean:
-	rm -rf $(VENV) book/_build build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(DEMO) book/_build build *.egg-info .mypy_cache .ruff_cache .pytest_cache

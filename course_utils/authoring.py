@@ -20,6 +20,7 @@ import os
 import re
 import sys
 import time
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,7 @@ def _fill(text: str, stem: str) -> str:
     )
 
 
+@cache
 def repository_address() -> str:
     """The public address of the repository, from its one place in `_config.yml`."""
     config = yaml.safe_load((ROOT / "_config.yml").read_text())
