@@ -16,9 +16,7 @@ def planned() -> dict[str, list[study_variations.Variation]]:
     return study_variations.tables()
 
 
-@pytest.mark.parametrize(
-    "name", ["ranks", "prompt_starts", "prompt_lengths", "p_tuning_encoders", "bottlenecks", "lora_grid"]
-)
+@pytest.mark.parametrize("name", ["ranks", "prompt_starts", "prompt_lengths", "p_tuning_encoders", "bottlenecks"])
 def test_every_variation_was_run(name: str, planned: dict[str, list[study_variations.Variation]]) -> None:
     rows = results.read(name)["rows"]
     wanted = [{**variation.fields, "learning_rate": variation.learning_rate} for variation in planned[name]]
