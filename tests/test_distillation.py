@@ -1,4 +1,4 @@
-"""The loss of distillation: PyTorch's value and gradient, its known limits, and the classic mistakes."""
+"""The losses of distillation: PyTorch's value and gradient, their known limits, and the classic mistakes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,15 @@ import pytest
 import torch
 from torch.nn import functional
 
-from course_utils.distillation import DistillationError, soft_label_loss
+from course_utils.distillation import (
+    NO_LABEL,
+    DistillationError,
+    attention_loss,
+    hard_label_loss,
+    hidden_state_loss,
+    soft_label_loss,
+)
+from course_utils.distillation.mistakes import MISTAKES
 
 Loss = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 
@@ -21,28 +29,6 @@ def logits(texts: int = 5, classes: int = 3) -> tuple[torch.Tensor, torch.Tensor
 
 def pytorch(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
     q, p = torch.log_softmax(student / temperature, -1), torch.softmax(teacher / temperature, -1)
-    return temperature**2 * functional.kl_div(q, p, reduction="batchmean")
-
-
-def swapped(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    p, q = torch.log_softmax(student / temperature, -1), torch.log_softmax(teacher / temperature, -1)
-    return temperature**2 * (p.exp() * (p - q)).sum(-1).mean()
-
-
-def without_square(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    return soft_label_loss(student, teacher, temperature) / temperature**2
-
-
-def mean_over_classes_too(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    return soft_label_loss(student, teacher, temperature) / student.shape[1]
-
-
-def student_not_softened(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    return pytorch(student * temperature, teacher, temperature)
-
-
-def probabilities_for_logs(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
-    q, p = torch.softmax(student / temperature, -1), torch.softmax(teacher / temperature, -1)
     return temperature**2 * functional.kl_div(q, p, reduction="batchmean")
 
 
@@ -62,11 +48,28 @@ def test_value_and_gradient_are_pytorch_s(temperature: float) -> None:
     assert is_the_loss(soft_label_loss, temperature)
 
 
-@pytest.mark.parametrize(
-    "mistake", [swapped, without_square, mean_over_classes_too, student_not_softened, probabilities_for_logs]
-)
-def test_the_classic_mistakes_are_caught(mistake: Loss) -> None:
-    assert not is_the_loss(mistake, 2.0)
+@pytest.mark.parametrize("name", sorted(MISTAKES))
+def test_the_classic_mistakes_are_caught(name: str) -> None:
+    assert not is_the_loss(MISTAKES[name][1], 2.0)
+
+
+def test_each_mistake_is_the_one_that_it_says() -> None:
+    student, teacher = logits()
+    kl_div, log_softmax = functional.kl_div, torch.log_softmax
+    p = torch.softmax(teacher / 2, -1)
+    expected = {
+        "swapped": pytorch(teacher, student, 2.0),
+        "without_square": pytorch(student, teacher, 2.0) / 4,
+        "mean_over_classes": 4
+        * kl_div(log_softmax(student / 2, -1), p, reduction="none").mean(),  # PyTorch's own default
+        "student_not_softened": 4 * kl_div(log_softmax(student, -1), p, reduction="batchmean"),
+        "no_logarithm": 4 * kl_div(torch.softmax(student / 2, -1), p, reduction="batchmean"),
+        "raw_logits": 4 * kl_div(student / 2, p, reduction="batchmean"),
+        "answers_of_others": pytorch(student, teacher[[4, 0, 1, 2, 3]], 2.0),
+    }
+    assert set(expected) == set(MISTAKES)
+    for name, value in expected.items():
+        assert torch.allclose(MISTAKES[name][1](student, teacher, 2.0), value, rtol=1e-10), name
 
 
 def test_the_gradient_by_hand() -> None:
@@ -112,3 +115,79 @@ def test_very_sure_answers_stay_finite() -> None:
 def test_bad_input(student: tuple[int, ...], teacher: tuple[int, ...], temperature: float, said: str) -> None:
     with pytest.raises(DistillationError, match=said):
         soft_label_loss(torch.zeros(student), torch.zeros(teacher), temperature)
+
+
+def test_texts_without_a_label_are_left_out_of_the_cross_entropy() -> None:
+    student, _ = logits()
+    labels = torch.tensor([0, NO_LABEL, 2, NO_LABEL, 1])
+    rows = [0, 2, 4]
+    assert torch.equal(hard_label_loss(student, labels), functional.cross_entropy(student[rows], labels[rows]))
+    nothing = hard_label_loss(student, torch.full((5,), NO_LABEL))
+    nothing.backward()
+    assert nothing.item() == 0 and student.grad is not None and not student.grad.any()
+
+
+def states(layers: int = 2, width: int = 4, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return list(torch.randn(layers, 3, 5, width, generator=generator, dtype=torch.float64))
+
+
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
+
+
+def test_hidden_states_are_compared_token_by_token_and_padding_is_left_out() -> None:
+    student, teacher = states(), states(seed=1)
+    each = [
+        ((s[text, token] - t[text, token]) ** 2).mean()
+        for s, t in zip(student, teacher, strict=True)
+        for text, token in MASK.nonzero().tolist()
+    ]
+    assert hidden_state_loss(student, teacher, MASK).item() == pytest.approx(torch.stack(each).mean().item())
+    for state in student:
+        state[1, 3:], state[2, 2:] = 1e6, 1e6
+    assert hidden_state_loss(student, teacher, MASK).item() == pytest.approx(torch.stack(each).mean().item())
+
+
+def test_a_narrow_student_is_projected() -> None:
+    projection = torch.nn.Linear(3, 4, dtype=torch.float64)
+    student, teacher = states(width=3), states(seed=1)
+    loss = hidden_state_loss(student, teacher, MASK, projection)
+    assert loss.item() == pytest.approx(hidden_state_loss([projection(s) for s in student], teacher, MASK).item())
+    with pytest.raises(DistillationError, match=r"\(3, 5, 3\) cannot be compared .* give a projection"):
+        hidden_state_loss(student, teacher, MASK)
+
+
+def attentions(seed: int = 0, heads: int = 2) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randn(2, 3, heads, 5, 5, generator=generator, dtype=torch.float64)
+    return list(scores.masked_fill(MASK[None, :, None, None, :] == 0, -torch.inf).softmax(-1))
+
+
+def test_attention_is_compared_as_pytorch_does_and_padding_is_left_out() -> None:
+    student, teacher = attentions(), attentions(seed=1)
+    each = []
+    for s, t in zip(student, teacher, strict=True):
+        for text, token in MASK.nonzero().tolist():
+            seen = MASK[text].bool()
+            for head in range(2):
+                q, p = s[text, head, token, seen], t[text, head, token, seen]
+                each.append(functional.kl_div(q.log(), p, reduction="sum"))
+    assert attention_loss(student, teacher, MASK).item() == pytest.approx(torch.stack(each).mean().item())
+    assert attention_loss(teacher, teacher, MASK).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_nothing_inside_reaches_the_teacher() -> None:
+    for loss, make in ((hidden_state_loss, states), (attention_loss, attentions)):
+        student, teacher = ([each.requires_grad_(True) for each in make(seed=seed)] for seed in (0, 1))
+        loss(student, teacher, MASK).backward()
+        assert all(each.grad is None for each in teacher)
+        assert all(each.grad is not None and each.grad.isfinite().all() and each.grad.any() for each in student)
+
+
+def test_attention_that_is_not_handed_out_is_no_silent_zero() -> None:
+    with pytest.raises(DistillationError, match=r"got 0 and 0.*set_attn_implementation\('eager'\)"):
+        attention_loss((), (), MASK)
+    with pytest.raises(DistillationError, match="got 2 and 1"):
+        hidden_state_loss(states(), states()[:1], MASK)
+    with pytest.raises(DistillationError, match="the same number of heads"):
+        attention_loss(attentions(), attentions(heads=1), MASK)
