@@ -94,8 +94,8 @@ bench: assets
 grade: assets
 	@$(BIN)/python -m course_utils grade $(ARGS)
 
-# gradio and our transformers need different versions of one package, so the demo has an environment of its own. It needs
-# no torch: what it serves was exported.
+# The demo has an environment of its own: what serves a model needs no torch, and gradio's exact versions clash with those
+# of constraints.txt.
 $(DEMO)/installed: demo-requirements.txt
 	$(say) "making the environment $(DEMO)"
 	@$(PYTHON) -m venv $(DEMO)

@@ -1,4 +1,4 @@
-"""The course's command line: `python -m course_utils doctor | fetch | notebooks | new | study | bench`."""
+"""The course's command line: `python -m course_utils doctor | fetch | notebooks | new | grade | study | bench`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ from importlib import import_module
 COMMANDS = {
     "notebooks": ("authoring", "write and run the labs and solutions"),
     "new": ("new_chapter", "start a chapter"),
+    "grade": ("grading.command", "grade a class's notebooks"),
+    "student-copy": ("grading.student_copy", "copy the course without its solutions"),
+    "nbgrader": ("grading.nbgrader", "write the labs as nbgrader's sources"),
     "study": ("study", "compare methods over several seeds"),
+    "study-case": ("study_case", "the case study, from the search to the exported model"),
     "study-data": ("study_data", "what the chapter on data measures"),
+    "study-distillation": ("study_distillation", "students of one teacher"),
+    "study-few-shot": ("study_few_shot", "few labels and a teacher"),
     "study-evaluation": ("study_evaluation", "what one test split can say"),
+    "study-llama": ("study_llama", "a Llama model before and after each method"),
     "study-optimizers": ("study_optimizers", "what chapter 2 measures"),
     "study-quantization": ("study_quantization", "what 4 bits cost"),
     "study-training": ("study_training", "what the chapter on the training loop measures"),
