@@ -230,7 +230,7 @@ for lead in (0.5, 1, 2, 3):
     tweets_ahead = lead / 100 * 843
     likely = [k for k in range(740, 844) if chances[k] > 1e-9]
     share = sum(chances[a] * chances[b] for a in likely for b in likely if abs(a - b) >= tweets_ahead)
-    print(f"a lead of {lead} points or more, by chance: in {share:.1%} of all comparisons")
+    print(f"a lead of {lead} points or more, by chance: in {share:.0%} of all comparisons")
 
 # %% [markdown]
 # Nothing but luck, and in one comparison out of three somebody leads by a point. Two points are rare. So this is the
@@ -342,8 +342,8 @@ print("both files keep to the order, and the file of (IA)³ is the smaller one")
 # %% tags=["nbval-ignore-output"]
 model, tokenizer = load_classifier("minilm")
 inject(model, LoRAConfig(rank=1, alpha=2))
-few = make_loader(tweets["train"].select(range(512)), tokenizer, 16, shuffle=True)  # small batches: twice the steps
-experiment = fit(model, few, validation, TrainingConfig(learning_rate=2e-2, epochs=1))
+few = make_loader(tweets["train"].select(range(512)), tokenizer, 32, shuffle=True)
+experiment = fit(model, few, validation, TrainingConfig(learning_rate=8e-3, epochs=1))
 print(f"validation accuracy {experiment.evaluations[-1]['accuracy']:.1%}, floor {floor:.1%}")
 
 # %% [markdown]
