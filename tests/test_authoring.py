@@ -148,5 +148,6 @@ def test_a_lab_has_what_every_lab_has() -> None:
         assert tags.count("exercise") >= 3 and tags.count("check") >= tags.count("exercise")
         text = "\n".join(cell.source for cell in lab.cells)
         assert "## Your experiment" in text
-        assert re.search(r"^## The same (in|with) ", text, re.MULTILINE), "the library that people use comes last"
+        if int(source.name[:2]) <= 18:  # no library that people use distils, or does a whole case
+            assert re.search(r"^## The same (in|with) ", text, re.MULTILINE), "the library that people use comes last"
         assert max(seconds[source.stem].values()) <= 45
