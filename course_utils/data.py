@@ -92,8 +92,11 @@ def _read_table(path: Any) -> list[list[str]]:
     return [line.rstrip("\r").split("\t") for line in path.read_text("utf-8-sig").split("\n") if line.strip()]
 
 
-_URL = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
-_USER = re.compile(r"(?<!\w)@\w+")
+#: What stands for an address and for a name of a user: pattern and word, in this order.
+REPLACEMENTS = (
+    (re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE), "http"),
+    (re.compile(r"(?<!\w)@\w+"), "@user"),
+)
 
 
 def clean_text(text: str) -> str:
@@ -102,8 +105,10 @@ def clean_text(text: str) -> str:
     >>> clean_text("@anonymous  love it &lt;3 http://url_removed")
     '@user love it <3 http'
     """
-    decoded = html.unescape(html.unescape(text))  # a few of the news texts were encoded twice
-    return " ".join(_USER.sub("@user", _URL.sub("http", decoded)).split())
+    cleaned = html.unescape(html.unescape(text))  # a few of the news texts were encoded twice
+    for pattern, word in REPLACEMENTS:
+        cleaned = pattern.sub(word, cleaned)
+    return " ".join(cleaned.split())
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -167,6 +168,28 @@ def disagreements(labels: Sequence[int], first: Sequence[int], second: Sequence[
     if not len(truth) == len(a) == len(b):
         raise MetricError(f"expected three lists of one length, got {len(truth)}, {len(a)} and {len(b)}")
     return int(((a == truth) & (b != truth)).sum()), int(((a != truth) & (b == truth)).sum())
+
+
+def compare(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
+    """Two classifiers on the same texts, as a row of a result file.
+
+    Args:
+        labels: (n,).
+        first, second: their answers, (n,) each.
+
+    Returns:
+        `only_first`, `only_second` (see `disagreements`), `p` (see `mcnemar`), and `difference`, the first accuracy
+        minus the second: its `value`, and `low` and `high` of a 95% bootstrap interval.
+    """
+    columns = [values.tolist() for values in (labels, first, second)]
+    only_first, only_second = disagreements(*columns)
+    low, high = bootstrap_interval(lambda y, a, b: float((a == y).mean() - (b == y).mean()), labels, first, second)
+    return {
+        "only_first": only_first,
+        "only_second": only_second,
+        "p": mcnemar(*columns),
+        "difference": {"value": (only_first - only_second) / len(labels), "low": low, "high": high},
+    }
 
 
 def bootstrap_interval(

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -70,11 +71,15 @@ def device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
 
 
-def commit() -> str | None:
-    """The commit that is checked out; None outside a git repository, and "…, changed" where files differ from it."""
+@cache
+def commit(root: Path) -> str | None:
+    """The commit that is checked out at `root`; "…, changed" where our code differs from it, None where there is none.
+
+    Asked once a process: its code was read at its start.
+    """
     if shutil.which("git") is None:
         return None
-    here = ["git", "-C", str(FOLDER.parents[1])]
+    here = ["git", "-C", str(root)]
     found = subprocess.run([*here, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     if found.returncode:
         return None
@@ -87,7 +92,7 @@ def _facts() -> dict[str, Any]:
     packages = ("torch", "transformers", "peft", "accelerate", "datasets")
     return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-        "commit": commit(),
+        "commit": commit(FOLDER.parents[1]),
         "machine": {
             "device": device(),
             "threads": torch.get_num_threads(),

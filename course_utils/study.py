@@ -13,18 +13,17 @@ import argparse
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from datasets import DatasetDict
 from joblib import Parallel, delayed
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 from tqdm import tqdm
 
 from course_utils import results
 from course_utils.backbones import DEFAULT_BACKBONE, load_classifier
+from course_utils.case_study.baselines import word_counts
 from course_utils.data import load_sentiment, make_loader
 from course_utils.methods import (
     AdaLoRAConfig,
@@ -121,7 +120,7 @@ def main(arguments: list[str]) -> int:
     if options.jobs < 1:
         parser.error(f"--jobs must be at least 1, got {options.jobs}")
     methods = options.methods or list(ENTRIES)
-    keep = Store(load_sentiment("tweets"))
+    keep = _store()
     if options.again:
         keep.drop(methods)
     first = [(method, rate, SEEDS[0]) for method in methods for rate in ENTRIES[method].learning_rates]
@@ -145,10 +144,21 @@ def _run_missing(wanted: list[tuple[str, float, int]], jobs: int) -> None:
 def _run_once(method: str, rate: float, seed: int, threads: int) -> str:
     """Train, judge and write the run down, perhaps in a process of its own; the line that says so."""
     torch.set_num_threads(threads)
-    tweets = load_sentiment("tweets")
-    run = {"method": method, **train_once(tweets, ENTRIES[method], rate, seed)}
-    Store(tweets).add(run)
+    run = {"method": method, **train_once(_tweets(), ENTRIES[method], rate, seed)}
+    _store().add(run)
     return f"{ENTRIES[method].title}, learning rate {rate:g}, seed {seed}: {run['accuracy']:.1%}"
+
+
+@cache
+def _tweets() -> DatasetDict:
+    """Read once a process, which makes many runs."""
+    return load_sentiment("tweets")
+
+
+@cache
+def _store() -> Store:
+    """Made once a process: it fits the baselines."""
+    return Store(_tweets())
 
 
 def finished_runs() -> list[dict[str, Any]]:
@@ -278,10 +288,7 @@ def summarize(runs: list[dict[str, Any]], n_test: int) -> dict[str, Any]:
 def baselines(tweets: DatasetDict) -> dict[str, float]:
     """What needs no neural network: the majority class, and TF-IDF with logistic regression."""
     train, test = tweets["train"], tweets["test"]
-    linear = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
-    )
-    linear.fit(list(train["text"]), list(train["label"]))
+    linear = word_counts(train["text"], train["label"])
     return {
         "majority": majority_accuracy(list(train["label"]), list(test["label"])),
         "tfidf": float(linear.score(list(test["text"]), list(test["label"]))),

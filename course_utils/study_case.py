@@ -34,6 +34,7 @@ from course_utils.case_study.models import Recipe, logits_of, runs_folder, train
 from course_utils.data import DOMAINS, load_sentiment
 from course_utils.methods import count_parameters
 from course_utils.metrics import accuracy_interval, majority_accuracy, mean_and_spread, score
+from course_utils.study_evaluation import rounded
 
 COMMAND = "python -m course_utils study-case"
 NAME = "case_study"
@@ -180,7 +181,7 @@ def _test(tweets: DatasetDict) -> dict[str, Any]:
     evaluated = results.read("evaluation")["logits"]  # chapter 5 has these rivals' logits
     logits = {"majority": evaluated["majority"], "words": evaluated["words"], "head_only": evaluated["head_only"]}
     splits = ("validation", "test")
-    logits["lexicon"] = {split: _rounded(baselines.lexicon_logits(list(tweets[split]["text"]))) for split in splits}
+    logits["lexicon"] = {split: rounded(baselines.lexicon_logits(list(tweets[split]["text"]))) for split in splits}
     for method in RIVALS:
         logits[method] = _logits(*trained(rival(method), tweets, 0)[:2], tweets)
         print(f"{method}: done", flush=True)
@@ -198,11 +199,7 @@ def _test(tweets: DatasetDict) -> dict[str, Any]:
 
 
 def _logits(model: nn.Module, tokenizer: PreTrainedTokenizerBase, tweets: DatasetDict) -> dict[str, Any]:
-    return {split: _rounded(logits_of(model, tokenizer, tweets[split])) for split in ("validation", "test")}
-
-
-def _rounded(logits: np.ndarray) -> list[list[float]]:
-    return [[round(float(value), 4) for value in row] for row in logits]
+    return {split: rounded(logits_of(model, tokenizer, tweets[split])) for split in ("validation", "test")}
 
 
 def _transfer(tweets: DatasetDict) -> dict[str, Any]:

@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 from datasets import DatasetDict
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
 
 from course_utils import results, study
 from course_utils.backbones import load_classifier
+from course_utils.case_study.baselines import word_count_logits, word_counts
 from course_utils.data import LABELS, load_sentiment, make_loader
 from course_utils.methods import inject
 from course_utils.metrics import (
@@ -28,16 +26,15 @@ from course_utils.metrics import (
     bootstrap_interval,
     calibration_error,
     class_scores,
+    compare,
     cross_entropy,
-    disagreements,
     f1_average,
     fit_temperature,
-    mcnemar,
     probabilities,
     reliability,
     score,
 )
-from course_utils.training import TrainingConfig, fit, predict
+from course_utils.training import TrainingConfig, fit, predict_in_order
 
 COMMAND = "python -m course_utils study-evaluation"
 SEED = 0
@@ -108,32 +105,22 @@ def _train(tweets: DatasetDict, method: str, learning_rate: float) -> dict[str, 
     loaders = {split: make_loader(tweets[split], tokenizer, 64) for split in ("validation", "test")}
     config = TrainingConfig(learning_rate=learning_rate, epochs=study.EPOCHS, seed=SEED)
     fit(model, train, loaders["validation"], config)
-    found = {}
-    for split, loader in loaders.items():
-        _, sorted_logits = predict(model, loader)  # sorted by length, as the loader serves them
-        order = [position for batch in loader.batch_sampler for position in batch]  # type: ignore[union-attr]
-        logits = np.empty_like(sorted_logits)
-        logits[order] = sorted_logits
-        found[split] = _rounded(logits)
-    return found
+    return {split: rounded(predict_in_order(model, loader)) for split, loader in loaders.items()}
 
 
 def _training_share(tweets: DatasetDict) -> dict[str, list[list[float]]]:
     """For every text the log of the class shares in the training split: it reads nothing."""
     share = np.bincount(tweets["train"]["label"]) / len(tweets["train"])
-    return {split: _rounded(np.tile(np.log(share), (len(tweets[split]), 1))) for split in ("validation", "test")}
+    return {split: rounded(np.tile(np.log(share), (len(tweets[split]), 1))) for split in ("validation", "test")}
 
 
 def _word_counts(tweets: DatasetDict) -> dict[str, list[list[float]]]:
-    linear = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
-    )
-    linear.fit(list(tweets["train"]["text"]), list(tweets["train"]["label"]))
-    margins = {split: linear.decision_function(list(tweets[split]["text"])) for split in ("validation", "test")}
-    return {split: _rounded(np.stack([np.zeros_like(m), m], axis=1)) for split, m in margins.items()}
+    linear = word_counts(tweets["train"]["text"], tweets["train"]["label"])
+    return {split: rounded(word_count_logits(linear, tweets[split]["text"])) for split in ("validation", "test")}
 
 
-def _rounded(logits: np.ndarray) -> list[list[float]]:
+def rounded(logits: np.ndarray) -> list[list[float]]:
+    """Logits as a result file stores them."""
     return [[round(float(value), 4) for value in row] for row in logits]
 
 
@@ -213,17 +200,9 @@ def _judge_pair(
     first: str, second: str, labels: np.ndarray, arrays: dict[str, dict[str, np.ndarray]]
 ) -> dict[str, Any]:
     one, other = (arrays[name]["test"].argmax(axis=1) for name in (first, second))
-    only_first, only_second = disagreements(labels, one, other)  # type: ignore[arg-type]
-    low, high = bootstrap_interval(lambda y, a, b: float((a == y).mean() - (b == y).mean()), labels, one, other)
-    return {
-        "title": f"{TITLES[first]} and {TITLES[second]}",
-        "first": first,
-        "second": second,
-        "only_first": only_first,
-        "only_second": only_second,
-        "p": mcnemar(labels, one, other),  # type: ignore[arg-type]
-        "difference": {"value": (only_first - only_second) / len(labels), "low": low, "high": high},
-    }
+    return {"title": f"{TITLES[first]} and {TITLES[second]}", "first": first, "second": second} | compare(
+        labels, one, other
+    )
 
 
 def _size(n: int) -> dict[str, Any]:

@@ -303,6 +303,15 @@ def predict(model: nn.Module, loader: DataLoader) -> tuple[np.ndarray, np.ndarra
     return labels, logits
 
 
+def predict_in_order(model: nn.Module, loader: DataLoader) -> np.ndarray:
+    """Logits (n, classes) in the order of the dataset, for a loader of `make_loader`, which serves texts by length."""
+    _, served = predict(model, loader)
+    order = [row for batch in loader.batch_sampler for row in batch]  # type: ignore[union-attr]
+    logits = np.empty_like(served)
+    logits[order] = served
+    return logits
+
+
 def evaluate(model: nn.Module, loader: DataLoader) -> Scores:
     """The model's scores on a loader."""
     return score(*predict(model, loader))

@@ -70,7 +70,7 @@ def export(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str | P
         "max_length": int(tokenizer.model_max_length),
         "pad_id": tokenizer.pad_token_id,
         "pad_token": tokenizer.pad_token,
-        "cleaning": [[data._URL.pattern, "http"], [data._USER.pattern, "@user"]],
+        "cleaning": [[pattern.pattern, word] for pattern, word in data.REPLACEMENTS],
         "review_below": review_below,
     }
     (target / SETTINGS).write_text(json.dumps(settings, indent=1) + "\n", "utf-8")

@@ -13,13 +13,11 @@ from course_utils import results
 from course_utils.case_study.slices import slice_table
 from course_utils.metrics import (
     accuracy_interval,
-    bootstrap_interval,
     calibration_error,
     class_scores,
+    compare,
     cross_entropy,
-    disagreements,
     fit_temperature,
-    mcnemar,
     mean_and_spread,
     probabilities,
     reliability,
@@ -114,17 +112,9 @@ def _add_seeds(models: dict[str, dict[str, Any]], runs: Sequence[Mapping[str, An
 
 def _pair(first: str, second: str, labels: np.ndarray, arrays: Mapping[str, Any]) -> dict[str, Any]:
     one, other = (arrays[name]["test"].argmax(axis=1) for name in (first, second))
-    only_first, only_second = disagreements(labels, one, other)  # type: ignore[arg-type]
-    low, high = bootstrap_interval(lambda y, a, b: float((a == y).mean() - (b == y).mean()), labels, one, other)
-    return {
-        "title": f"{TITLES[first]} and {TITLES[second]}",
-        "first": first,
-        "second": second,
-        "only_first": only_first,
-        "only_second": only_second,
-        "p": mcnemar(labels, one, other),  # type: ignore[arg-type]
-        "difference": {"value": (only_first - only_second) / len(labels), "low": low, "high": high},
-    }
+    return {"title": f"{TITLES[first]} and {TITLES[second]}", "first": first, "second": second} | compare(
+        labels, one, other
+    )
 
 
 def calibrate(truth: Mapping[str, np.ndarray], logits: Mapping[str, np.ndarray]) -> dict[str, Any]:

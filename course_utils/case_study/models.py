@@ -19,7 +19,7 @@ from course_utils.backbones import DEFAULT_BACKBONE, load_classifier
 from course_utils.checkpoints import load, save
 from course_utils.data import make_loader
 from course_utils.methods import MethodConfig, inject
-from course_utils.training import TrainingConfig, fit, predict
+from course_utils.training import TrainingConfig, fit, predict_in_order
 
 _FACTS = "run.json"
 
@@ -95,10 +95,5 @@ def trained(
 
 
 def logits_of(model: nn.Module, tokenizer: PreTrainedTokenizerBase, texts: Dataset) -> np.ndarray:
-    """The logits (n, classes) in the order of the split; `predict` alone gives them in the order of the loader."""
-    loader = make_loader(texts, tokenizer, 64)
-    _, by_length = predict(model, loader)
-    order = [position for batch in loader.batch_sampler for position in batch]  # type: ignore[union-attr]
-    logits = np.empty_like(by_length)
-    logits[order] = by_length
-    return logits
+    """The logits (n, classes) in the order of the split."""
+    return predict_in_order(model, make_loader(texts, tokenizer, 64))

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
@@ -24,7 +23,7 @@ from course_utils.distillation.losses import (
     soft_label_loss,
 )
 from course_utils.distillation.mistakes import SoftLoss
-from course_utils.training import predict
+from course_utils.training import predict_in_order
 
 
 @dataclass(frozen=True)
@@ -158,12 +157,7 @@ def teacher_logits(teacher: nn.Module, texts: Dataset, tokenizer: PreTrainedToke
 
     The teacher's dropout is off meanwhile. One pass is enough: its answer to a text never changes.
     """
-    loader = make_loader(texts, tokenizer, 64)
-    _, logits = predict(teacher, loader)
-    order = [row for batch in loader.batch_sampler for row in batch]  # type: ignore[union-attr]
-    answers = np.empty_like(logits)
-    answers[order] = logits
-    return torch.from_numpy(answers)
+    return torch.from_numpy(predict_in_order(teacher, make_loader(texts, tokenizer, 64)))
 
 
 def with_teacher(loader: DataLoader, logits: torch.Tensor) -> DataLoader:
