@@ -1,8 +1,8 @@
 """A Llama model that answers in a fixed form, before and after each method: `python -m course_utils study-llama`.
 
 Each method trains the same steps on the same tweets, and then answers the first tweets of the test split greedily. The
-learning rates come from short trials on training and validation tweets. Each method runs in a process of its own, so
-that its memory can be measured, and is written down at once.
+learning rates were guessed from a few short trials at other rates, and not searched. Each method runs in a process of
+its own, so that its memory can be measured, and is written down at once.
 """
 
 from __future__ import annotations
