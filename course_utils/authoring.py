@@ -20,13 +20,15 @@ import os
 import re
 import sys
 import time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import jupytext
 import nbformat
+import torch
 import yaml
+from joblib import Parallel, delayed
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 from nbformat import NotebookNode
@@ -52,6 +54,8 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog=_COMMAND, description="Make the notebooks of labs/ and solutions/.")
     parser.add_argument("labs", nargs="*", metavar="LAB", help="NN_name; default: all")
     parser.add_argument("--check", action="store_true", help="change nothing; fail if a notebook is out of date")
+    parser.add_argument("--time", action="store_true", help="run them and write down their seconds, but no notebook")
+    parser.add_argument("--jobs", type=int, default=1, help="with --time: notebooks that run at once (default 1)")
     options = parser.parse_args(arguments)
     sources = {path.stem: path for path in sorted((ROOT / "solutions").glob("[0-9][0-9]_*.py"))}
     unknown = set(options.labs) - set(sources)
@@ -63,6 +67,9 @@ def main(arguments: list[str]) -> int:
             stale = [line for name in chosen for line in out_of_date(sources[name])]
             print("\n".join(stale) or f"{2 * len(chosen)} notebooks are up to date with their sources")
             return 1 if stale else 0
+        if options.time:
+            _time([sources[name] for name in chosen], options.jobs)
+            return 0
         for name in chosen:
             _make(sources[name])
     except AuthoringError as error:
@@ -73,24 +80,49 @@ def main(arguments: list[str]) -> int:
 
 def _make(source: Path) -> None:
     """Execute a lab and its solution, note the seconds, and store both."""
-    seconds = _stored_seconds()
-    executed = {}
+    executed, seconds = {}, {}
     notebook_path(source, "lab").parent.mkdir(exist_ok=True)
     for kind in ("lab", "solution"):
         print(f"running the {kind} of {source.stem} ...", file=sys.stderr, flush=True)
-        started = time.perf_counter()
-        executed[kind] = _execute(build(source, kind), source)
-        seconds.setdefault(source.stem, {})[kind] = round(time.perf_counter() - started, 1)
-    results.write(_SECONDS, _COMMAND, {"seconds": dict(sorted(seconds.items()))})
+        executed[kind], seconds[kind] = _run(source, kind)
+    results.update(_SECONDS, _COMMAND, partial(_with_seconds, "seconds", source.stem, seconds))
     for kind, notebook in executed.items():
         # The text shows the seconds that were measured just now.
         for fresh, cell in zip(build(source, kind).cells, notebook.cells, strict=True):
             cell.source = fresh.source
         path = notebook_path(source, kind)
-        partial = path.with_suffix(".partial")
-        partial.write_text(nbformat.writes(notebook) + "\n")
-        os.replace(partial, path)
-        print(f"wrote {path.relative_to(ROOT)} ({seconds[source.stem][kind]:.0f} s)", file=sys.stderr)
+        unfinished = path.with_suffix(".partial")
+        unfinished.write_text(nbformat.writes(notebook) + "\n")
+        os.replace(unfinished, path)
+        print(f"wrote {path.relative_to(ROOT)} ({seconds[kind]:.0f} s)", file=sys.stderr)
+
+
+def _run(source: Path, kind: str) -> tuple[NotebookNode, float]:
+    """The executed notebook, and how many seconds it took."""
+    started = time.perf_counter()
+    notebook = _execute(build(source, kind), source)
+    return notebook, round(time.perf_counter() - started, 1)
+
+
+def _time(sources: list[Path], jobs: int) -> None:
+    """Run notebooks where they are, on a GPU perhaps, and write only their seconds down."""
+    wanted = [(source, kind) for source in sources for kind in ("lab", "solution")]
+    work = Parallel(n_jobs=jobs, backend="threading", return_as="generator")  # each kernel is a process of its own
+    place = "gpu_seconds" if torch.cuda.is_available() else "seconds"
+    for (source, kind), (_, seconds) in zip(wanted, work(delayed(_run)(*one) for one in wanted), strict=True):
+        print(f"the {kind} of {source.stem} took {seconds:.0f} s", file=sys.stderr, flush=True)
+        results.update(_SECONDS, _COMMAND, partial(_with_seconds, place, source.stem, {kind: seconds}, at_once=jobs))
+
+
+def _with_seconds(
+    place: str, stem: str, measured: dict[str, float], stored: dict[str, Any], at_once: int = 1
+) -> dict[str, Any]:
+    """The content of the file of seconds, with new ones in "seconds" or in "gpu_seconds"."""
+    known = {key: stored[key] for key in ("seconds", "gpu_seconds", "gpu") if key in stored}
+    if place == "gpu_seconds":
+        known["gpu"] = {"device": results.device(), "at_once": at_once}
+    seconds = stored.get(place, {})
+    return known | {place: dict(sorted((seconds | {stem: seconds.get(stem, {}) | measured}).items()))}
 
 
 def notebook_path(source: Path, kind: str) -> Path:
@@ -236,12 +268,7 @@ def colab_address() -> str:
     return f"https://colab.research.google.com/github/{path}/blob/main"
 
 
-def _stored_seconds() -> dict[str, dict[str, float]]:
-    seconds: dict[str, dict[str, float]] = results.stored(_SECONDS).get("seconds", {})
-    return seconds
-
-
 def _shown_seconds(stem: str) -> str:
     """The measured seconds of the slower of the two notebooks, rounded up to fives."""
-    measured = _stored_seconds().get(stem)
+    measured = results.stored(_SECONDS).get("seconds", {}).get(stem)
     return str(5 * math.ceil(max(measured.values()) / 5)) if measured else "?"

@@ -135,7 +135,13 @@ def _median(values: list[float], digits: int) -> float:
 def compare_steps(contest: Contest, steps: int, place: Place) -> dict[str, Any]:
     """Milliseconds of a step for both, and the ratio ours / theirs pair by pair."""
     batches = prepare_batches(steps, place)
-    models = {side: build(contest, place).train() for side, build in SIDES.items()}
+    return race({side: build(contest, place) for side, build in SIDES.items()}, batches)
+
+
+def race(models: dict[str, Any], batches: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
+    """Both models take a training step on each batch, in turn; the first three batches come once more before that."""
+    for model in models.values():
+        model.train()
     optimizers = {side: _optimizer(model) for side, model in models.items()}
     seconds: dict[str, list[float]] = {side: [] for side in models}
     for index, batch in enumerate([*batches[:3], *batches]):
@@ -146,7 +152,7 @@ def compare_steps(contest: Contest, steps: int, place: Place) -> dict[str, Any]:
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
     return {
-        "steps": steps,
+        "steps": len(batches),
         "ours_ms": _median([1000 * s for s in ours], 1),
         "theirs_ms": _median([1000 * s for s in theirs], 1),
         "ratio": _median(ratios, 3),
@@ -174,9 +180,9 @@ def compare_memory(name: str, processes: int, place: Place) -> dict[str, Any]:
     }
 
 
-def _train_ten_steps(contest: Contest, side: str, place: Place, batches: list[dict[str, torch.Tensor]]) -> None:
-    model = SIDES[side](contest, place).train()
-    optimizer = _optimizer(model)
+def take_steps(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> None:
+    """One training step on each batch."""
+    optimizer = _optimizer(model.train())
     for number, batch in enumerate(batches, start=1):
         _step(model, optimizer, batch, number)
 
@@ -187,7 +193,7 @@ def _gpu_peak(contest: Contest, side: str, place: Place) -> float:
     gc.collect()  # what came before must not go away while this is measured
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    _train_ten_steps(contest, side, place, batches)
+    take_steps(SIDES[side](contest, place), batches)
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
@@ -197,7 +203,7 @@ def _process_peak(contest: Contest, side: str, place: Place) -> float:
 
     batches = prepare_batches(10, place)
     before = psutil.Process().memory_info().rss / 2**20
-    _train_ten_steps(contest, side, place, batches)
+    take_steps(SIDES[side](contest, place), batches)
     return high_water() - before
 
 

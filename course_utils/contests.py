@@ -22,8 +22,10 @@ from course_utils.methods import (
     PTuningConfig,
     QLoRAConfig,
     VeRAConfig,
+    find_targets,
     inject,
 )
+from course_utils.methods.base import replace_module
 
 _STEPS_OF_ADALORA = 1000  # far more than are timed, so that every timed step ranks and cuts
 _QUERY_VALUE = ["query", "value"]
@@ -51,6 +53,12 @@ class Place:
         return str(self.dtype).removeprefix("torch.")
 
 
+def load_pretrained(place: Place) -> nn.Module:
+    """The default classifier."""
+    model: nn.Module = load_classifier(dtype=place.dtype)[0]
+    return model.to(place.device)
+
+
 @dataclass(frozen=True)
 class Contest:
     """Our method and the same one in the reference library.
@@ -59,11 +67,13 @@ class Contest:
         title: how the book calls it.
         ours: our settings.
         theirs: the class of peft's settings, and its arguments.
+        load: the model that both sides begin with.
     """
 
     title: str
     ours: MethodConfig
     theirs: tuple[str, dict[str, Any]]
+    load: Callable[[Place], nn.Module] = load_pretrained
 
 
 def _lora(**more: Any) -> tuple[str, dict[str, Any]]:
@@ -113,26 +123,21 @@ CONTESTS: dict[str, Contest] = {
 }
 
 
-def load_pretrained(place: Place) -> nn.Module:
-    """The model that both sides begin with."""
-    model: nn.Module = load_classifier(dtype=place.dtype)[0]
-    return model.to(place.device)
-
-
 def build_ours(contest: Contest, place: Place) -> nn.Module:
-    """Our side: the pretrained model with the method in it."""
-    return inject(load_pretrained(place), contest.ours)
+    """Our side: the model with the method in it."""
+    return inject(contest.load(place), contest.ours)
 
 
 def build_theirs(contest: Contest, place: Place) -> nn.Module:
     """The same in the reference library."""
     import peft
 
-    model = load_pretrained(place)
+    model: Any = contest.load(place)
     if isinstance(contest.ours, QLoRAConfig):
         _quantize_with_bitsandbytes(model, place.device)
     settings, arguments = contest.theirs
-    return peft.get_peft_model(model, getattr(peft, settings)(task_type="SEQ_CLS", **arguments))
+    task = "CAUSAL_LM" if model.get_output_embeddings() is not None else "SEQ_CLS"
+    return peft.get_peft_model(model, getattr(peft, settings)(task_type=task, **arguments))
 
 
 SIDES: dict[str, Callable[[Contest, Place], nn.Module]] = {"ours": build_ours, "theirs": build_theirs}
@@ -141,12 +146,11 @@ SIDES: dict[str, Callable[[Contest, Place], nn.Module]] = {"ours": build_ours, "
 def _quantize_with_bitsandbytes(model: Any, device: str) -> None:
     from bitsandbytes.nn import Linear4bit, Params4bit
 
-    for name, layer in list(model.named_modules()):
-        if isinstance(layer, nn.Linear) and not name.startswith("classifier"):
+    for name, layer in find_targets(model, "all-linear").items():
+        with torch.device("meta"):  # its weight comes below
             packed = Linear4bit(layer.in_features, layer.out_features, quant_type="nf4", compress_statistics=True)
-            packed.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
-            packed.bias = layer.bias
-            packed.support_avx512bf16_for_cpu = False  # else it repacks its weights and computes in bfloat16
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, packed.to(device))
+        packed.weight = Params4bit(layer.weight.data, requires_grad=False, quant_type="nf4")
+        packed.bias = layer.bias
+        packed.support_avx512bf16_for_cpu = False  # else it repacks its weights and computes in bfloat16
+        replace_module(model, name, packed.to(device))
     model.is_loaded_in_4bit = True  # peft then takes the layers that it has for bitsandbytes

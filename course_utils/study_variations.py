@@ -68,6 +68,14 @@ def tables() -> dict[str, list[Variation]]:
             Variation({"size": size}, PfeifferConfig(size=None if size == 24 else size), 3e-3)
             for size in (1, 4, 24, 96)
         ],
+        "lora_grid": [
+            Variation(
+                {"targets": title, "rank": rank}, LoRAConfig(rank=rank, alpha=2 * rank, targets=targets), learning_rate
+            )
+            for title, targets in (("query and value", None), ("all linear layers", "all-linear"))
+            for rank in (2, 8, 32)
+            for learning_rate in (5e-4, 2e-3, 5e-3)
+        ],
     }
 
 

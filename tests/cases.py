@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from models import ALL_MODELS, CLASSIFIERS, make
+from models import ALL_MODELS, CLASSIFIERS, make, noise
 from torch import nn
 
 from course_utils.methods import (
@@ -111,4 +111,4 @@ def move(model: nn.Module, *, seed: int = 1, size: float = 0.1) -> None:
     with torch.no_grad():
         for name, parameter in trainable_parameters(model).items():
             if not name.startswith(head):
-                parameter.add_(size * torch.randn(parameter.shape, generator=generator).to(parameter))
+                parameter.add_(size * noise(parameter, generator))

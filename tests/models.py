@@ -133,7 +133,27 @@ def fill_lora(model: torch.nn.Module, *, seed: int = 1, size: float = 0.1) -> No
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_" in name:
-                parameter.copy_(size * torch.randn(parameter.shape, generator=generator))
+                parameter.copy_(size * noise(parameter, generator))
+
+
+def noise(like: torch.Tensor, generator: torch.Generator | int) -> torch.Tensor:
+    """Normal numbers in the shape of a tensor, of its type and where it stands: the same ones on every device.
+
+    Args:
+        like: the tensor.
+        generator: of the processor, or a seed for a new one.
+    """
+    if isinstance(generator, int):
+        generator = torch.Generator().manual_seed(generator)
+    return torch.randn(like.shape, generator=generator).to(like)
+
+
+def agree(first: torch.Tensor, second: torch.Tensor, gate: float = 1e-5) -> bool:
+    """Whether two tensors are equal bit for bit, on the processor.
+
+    A GPU may cut one product into other pieces than the next, so there they are equal up to rounding: the gate.
+    """
+    return torch.equal(first, second) or (DEVICE != "cpu" and relative(first, second) <= gate)
 
 
 def relative(got: torch.Tensor, expected: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, fill_lora, make, make_batch
+from models import ALL_MODELS, CLASSIFIERS, fill_lora, make, make_batch, noise
 from peft import IA3Config, LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -44,7 +44,7 @@ def trained(kind: str, config: MethodConfig, **settings: Any) -> Any:
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in trainable_parameters(model).values():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(0.1 * noise(parameter, generator))
     return model
 
 
@@ -114,7 +114,7 @@ def test_peft_s_loads_in_ours(kind: str, rslora: bool, tmp_path: Path) -> None:
     with torch.no_grad():
         for parameter in theirs.parameters():
             if parameter.requires_grad:
-                parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+                parameter.add_(0.1 * noise(parameter, 2))
     theirs.save_pretrained(str(tmp_path))
     ours = load(make(kind), tmp_path)
     assert torch.equal(logits(ours, kind), logits(theirs, kind))

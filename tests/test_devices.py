@@ -6,6 +6,10 @@ reference library where people use them. Run the other tests on a GPU with `COUR
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +77,37 @@ def test_nf4_equals_bitsandbytes(dtype: torch.dtype, device: str) -> None:
     assert torch.equal(codes, theirs.flatten()) and torch.equal(absmax, state.absmax)
     restored = dequantize_nf4(codes, absmax, tuple(weight.shape)).to(dtype)
     assert torch.equal(restored, bnb.dequantize_4bit(theirs, state))
+
+
+#: A weight in blocks of 64 and one that ends in the middle of a block; blocks of an odd length.
+READS = """
+import torch
+from course_utils.methods.double_quantization import dequantize_absmax, double_quantize_absmax
+from course_utils.methods.nf4_kernel import read_nf4
+from course_utils.methods.quantization import dequantize_nf4, quantize_nf4
+
+for dtype in {dtypes}:
+    for shape, block in (((384, 64), 64), ((37, 11), 64), ((50, 7), 3)):
+        weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to("{device}")
+        codes, absmax = quantize_nf4(weight, block)
+        eight, *second = double_quantize_absmax(absmax)
+        for stored, scales, exact in ((absmax, None, absmax), (eight, second, dequantize_absmax(eight, *second))):
+            read = read_nf4(codes, stored, shape, block, dtype, scales)
+            assert read.dtype == dtype
+            assert torch.equal(read, dequantize_nf4(codes, exact, shape, block).to(dtype)), (dtype, shape, block)
+print("equal")
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_kernel_reads_a_weight_bit_for_bit(device: str) -> None:
+    """On the processor in Triton's interpreter, which cuts bfloat16 off where it should round."""
+    dtypes = "(torch.float32,)" if device == "cpu" else "(torch.float32, torch.bfloat16, torch.float16)"
+    environment = os.environ | {"TRITON_INTERPRET": "1" if device == "cpu" else "0"}
+    command = [sys.executable, "-c", READS.format(dtypes=dtypes, device=device)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.stdout.strip() == "equal", result.stderr[-2000:]
 
 
 @pytest.mark.parametrize("device", DEVICES)

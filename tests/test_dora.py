@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, HIDDEN, Batch, make, make_batch
+from models import ALL_MODELS, CLASSIFIERS, DEVICE, HIDDEN, Batch, make, make_batch, noise
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_lora import plain_name, relative
@@ -64,8 +64,8 @@ def fill(model: nn.Module, *, seed: int = 1) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
-            noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(parameter * (1 + 0.2 * noise) if "magnitude" in name else 0.1 * noise)
+            drawn = noise(parameter, generator)
+            parameter.copy_(parameter * (1 + 0.2 * drawn) if "magnitude" in name else 0.1 * drawn)
 
 
 class FormedDelta(DoRALinear):
@@ -258,7 +258,7 @@ def test_merged_equals_unmerged_and_peft(kind: str) -> None:
 def test_half_precision_equals_peft(kind: str, dtype: torch.dtype, gate: float) -> None:
     ours, theirs = pair(kind, CONFIG, dtype, layer=FormedDelta)
     layer = next(m for m in ours.modules() if isinstance(m, DoRALinear))
-    x = torch.randn(64, HIDDEN, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = torch.randn(64, HIDDEN, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
     batch = make_batch(kind)
     with torch.no_grad():
         assert ours(**batch).logits.dtype == dtype

@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from cases import move
-from models import ALL_MODELS, CLASSIFIERS, HIDDEN, LAYERS, Batch, make, make_batch, relative
+from models import ALL_MODELS, CLASSIFIERS, DEVICE, HIDDEN, LAYERS, Batch, make, make_batch, noise, relative
 from peft import PeftModel, TaskType, get_peft_model
 from peft.utils import constants
 from safetensors.torch import load_file, save_file
@@ -238,7 +238,7 @@ def test_gpt2_s_query_is_left_alone_and_needs_no_factor(kind: str) -> None:
     model = inject(make(kind), IA3Config())
     layer = layer_of(model, "0.attn.c_attn")
     nn.init.constant_(layer.ia3_l, 2.0)
-    x = torch.randn(3, HIDDEN, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(3, HIDDEN, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     query, key, value = (layer(x) / layer.base(x)).split(HIDDEN, dim=-1)
     assert (query == 1).all()
     assert ((key == 2) & (value == 2)).all()
@@ -300,7 +300,7 @@ def tuned(kind: str, **settings: Any) -> Any:
     model = inject(make(kind), IA3Config(**settings))
     with torch.no_grad():
         for parameter in trainable_parameters(model).values():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)))
+            parameter.add_(0.2 * noise(parameter, 5))
     return model
 
 
@@ -333,7 +333,7 @@ def test_peft_s_own_choice_loads_in_ours(kind: str, tmp_path: Path) -> None:
     theirs = get_peft_model(make(kind), peft.IA3Config(task_type=task, fan_in_fan_out=kind.startswith("gpt2")))
     with torch.no_grad():
         for parameter in peft_trainable(theirs).values():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+            parameter.add_(0.2 * noise(parameter, 2))
     theirs.save_pretrained(str(tmp_path))
     ours = load(make(kind), tmp_path)
     assert differences(ours, theirs, make_batch(kind)) == []
@@ -361,7 +361,7 @@ def test_peft_s_patterns_and_endings_mean_the_same_in_ours(targets: Any, feedfor
     theirs = get_peft_model(make("bert"), settings)
     with torch.no_grad():
         for parameter in peft_trainable(theirs).values():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(2)))
+            parameter.add_(0.2 * noise(parameter, 2))
     theirs.save_pretrained(str(tmp_path))
     if targets == ["value", "ue"]:  # our targets are whole words, and every name must match a layer
         with pytest.raises(CheckpointError, match="no linear layer is called 'ue'"):

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, HIDDEN, Batch, fill_lora, make, make_batch, relative
+from models import ALL_MODELS, CLASSIFIERS, DEVICE, HIDDEN, Batch, fill_lora, make, make_batch, relative
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
@@ -76,7 +76,7 @@ def explain_difference(ours: nn.Module, theirs: PeftModel, batch: Batch) -> str:
     for name, module in ours.named_modules():
         if not hasattr(module, "lora_A"):
             continue
-        x = torch.randn(3, module.lora_A.in_features, generator=torch.Generator().manual_seed(0))
+        x = torch.randn(3, module.lora_A.in_features, generator=torch.Generator().manual_seed(0)).to(DEVICE)
         mine, expected = module(x) - module.base(x), reference[name](x) - reference[name].base_layer(x)
         factor = (mine * expected).sum() / expected.square().sum()
         if not torch.allclose(mine, expected, rtol=1e-3, atol=1e-5):
@@ -177,7 +177,7 @@ def test_merge_in_half_precision(kind: str, dtype: torch.dtype, gate: float) -> 
     fill_lora(ours)
     fill_lora(theirs)
     layer = next(m for m in ours.modules() if isinstance(m, LoRALinear))
-    x = torch.randn(64, HIDDEN, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = torch.randn(64, HIDDEN, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
     batch = make_batch(kind)
     with torch.no_grad():
         assert ours(**batch).logits.dtype == dtype

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, make, make_batch
+from models import ALL_MODELS, CLASSIFIERS, agree, make, make_batch, noise
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from test_lora import peft_trainable, plain_name, relative
@@ -54,7 +54,7 @@ def move(model: nn.Module, *, seed: int = 1) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in trainable_parameters(model).values():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+            parameter.add_(0.05 * noise(parameter, generator))
 
 
 def pair(kind: str, config: PiSSAConfig = CONFIG) -> tuple[nn.Module, PeftModel]:
@@ -181,7 +181,7 @@ def test_ten_steps_give_peft_s_weights(kind: str) -> None:
             optimizer.step()
     for name, parameter in peft_trainable(theirs).items():
         mine = trainable_parameters(ours)[name]
-        assert torch.allclose(mine, parameter, rtol=1e-4, atol=1e-5), name
+        assert relative(mine, parameter) <= 1e-4, name
         if mine.ndim == 2:
             assert not torch.allclose(mine, start[name], rtol=1e-4, atol=1e-5), name
 
@@ -205,7 +205,7 @@ def test_half_precision(kind: str) -> None:
     for name, layer in peft_model(kind, CONFIG, make(kind).to(torch.bfloat16)).named_modules():
         if hasattr(layer, "lora_A"):
             mine = layers(half)[plain_name(name)]
-            assert torch.equal(mine.residual, layer.base_layer.weight)
+            assert agree(mine.residual, layer.base_layer.weight, 2**-8)
             assert (
                 0
                 < relative(mine.initial_b @ mine.initial_a, layer.lora_B.default.weight @ layer.lora_A.default.weight)

@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, LANGUAGE_MODELS, LAYERS, Batch, make, make_batch, relative
+from models import (
+    ALL_MODELS,
+    CLASSIFIERS,
+    DEVICE,
+    LANGUAGE_MODELS,
+    LAYERS,
+    Batch,
+    make,
+    make_batch,
+    noise,
+    relative,
+)
 from peft import PeftModel, get_peft_model
 from peft import PrefixTuningConfig as PeftPrefixConfig
 from safetensors.torch import load_file, save_file
@@ -79,7 +90,7 @@ def fill(model: nn.Module, seed: int = 1) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in body(model).prefix.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+            parameter.copy_(noise(parameter, generator))
 
 
 def pair(kind: str, config: PrefixTuningConfig) -> tuple[Any, PeftModel]:
@@ -95,7 +106,12 @@ def pair(kind: str, config: PrefixTuningConfig) -> tuple[Any, PeftModel]:
 
 
 def tolerance(config: PrefixTuningConfig) -> float:
-    """How far ours may lie from peft's: no bit, but for a network, which peft runs anew for each row of the batch."""
+    """How far ours may lie from peft's: no bit, but for a network, which peft runs anew for each row of the batch.
+
+    A GPU may cut two equal products into different pieces.
+    """
+    if DEVICE != "cpu":
+        return 1e-5
     return 1e-6 if config.reparameterize else 0.0
 
 
@@ -207,7 +223,10 @@ class PositionsNotMoved(PrefixBody):
     """A classic mistake: the text keeps positions 0, 1, 2 ..., which here are k less than `forward` adds."""
 
     def forward(self, input_ids: Any = None, *, position_ids: Any = None, **inputs: Any) -> Any:
-        own = torch.arange(input_ids.shape[1]).expand(input_ids.shape) - self.prefix.virtual_tokens
+        own = (
+            torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
+            - self.prefix.virtual_tokens
+        )
         return super().forward(input_ids, **inputs | {"position_ids": own})
 
 
@@ -244,7 +263,8 @@ def test_it_is_the_model_s_own_cache_filled_with_slices_of_the_table(kind: str) 
     rows = len(batch["input_ids"])
     blocks = [torch.stack(slices[i : i + heads]).expand(rows, -1, -1, -1) for i in range(0, len(slices), heads)]
     cache = DynamicCache([(blocks[2 * layer], blocks[2 * layer + 1]) for layer in range(LAYERS)])
-    mask = torch.cat((torch.ones(rows, K, dtype=torch.long), batch["attention_mask"]), dim=1)
+    seen = torch.ones(rows, K, dtype=torch.long, device=DEVICE)
+    mask = torch.cat((seen, batch["attention_mask"]), dim=1)
     inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, "past_key_values": cache}
     with torch.no_grad():
         part = plain.base_model(**inputs) if kind in ("bert", "roberta") else plain(**inputs)
@@ -308,7 +328,7 @@ def test_given_embeddings_and_positions_are_used(kind: str) -> None:
     model, batch = tuned(kind), make_batch(kind, rows=1)
     tokens = batch.pop("input_ids")
     first = 2 if kind == "roberta" else 0  # RoBERTa counts from the padding token's id + 1
-    positions = torch.arange(first, first + tokens.shape[1])[None]
+    positions = torch.arange(first, first + tokens.shape[1], device=DEVICE)[None]
     with torch.no_grad():
         embedded = {"inputs_embeds": model.get_input_embeddings()(tokens), "position_ids": positions}
         expected = model(input_ids=tokens, **batch).logits
@@ -466,8 +486,7 @@ def trained(kind: str, config: PrefixTuningConfig) -> Any:
 def test_checkpoints_go_both_ways(kind: str, config: PrefixTuningConfig, tmp_path: Path) -> None:
     ours = trained(kind, config)
     theirs = PeftModel.from_pretrained(make(kind), save(ours, tmp_path / "ours"))
-    # A network computes the table for one row of the batch or for all of them: the last bits may differ.
-    gate = 1e-6 if config.reparameterize else 0.0
+    gate = tolerance(config)
     assert relative(logits(theirs, kind), logits(ours, kind)) <= gate
     restored = load(make(kind), tmp_path / "ours")
     assert torch.equal(logits(restored, kind), logits(ours, kind))

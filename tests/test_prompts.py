@@ -10,7 +10,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, HIDDEN, LANGUAGE_MODELS, VOCABULARY, Batch, make, make_batch
+from models import ALL_MODELS, CLASSIFIERS, DEVICE, HIDDEN, LANGUAGE_MODELS, VOCABULARY, Batch, agree, make, make_batch
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -72,7 +72,11 @@ def peft_model(kind: str, config: VirtualPromptConfig, model: nn.Module) -> Peft
             encoder_dropout=config.lstm_dropout,
             **common,
         )
-    return get_peft_model(model, settings).eval()
+    theirs = get_peft_model(model, settings).eval()
+    for module in theirs.modules():
+        if isinstance(module, nn.LSTM):
+            module.train()  # peft's gradients in evaluation mode need it on a GPU; there is no dropout in it
+    return theirs
 
 
 def prompt_of(model: nn.Module) -> Any:
@@ -106,21 +110,23 @@ def text_logits(kind: str, logits: torch.Tensor) -> torch.Tensor:
 
 
 def explain_difference(kind: str, ours: Any, theirs: PeftModel, batch: Batch) -> str:
-    """The first thing that differs, bit for bit, between ours and peft's: "" if nothing."""
-    if not torch.equal(prompt_of(ours)(), theirs.get_prompt(1)[0]):
+    """The first thing that does not agree (see `models.agree`) between ours and peft's: "" if nothing."""
+    if not agree(prompt_of(ours)(), theirs.get_prompt(1)[0]):
         return "another prompt"
     mine, reference = ours(**batch), theirs(**batch)
-    if not torch.equal(mine.logits, text_logits(kind, reference.logits)):
+    if not agree(mine.logits, text_logits(kind, reference.logits)):
         return "other logits"
     # A language model's mean is taken over k rows more, which do not count but change the order of the sum.
-    if not torch.allclose(mine.loss, reference.loss, rtol=1e-6 if kind in LANGUAGE_MODELS else 0.0, atol=0.0):
+    if not torch.allclose(
+        mine.loss, reference.loss, rtol=1e-6 if kind in LANGUAGE_MODELS or DEVICE != "cpu" else 0.0, atol=0.0
+    ):
         return "another loss"
     for model, output in ((ours, mine), (theirs, reference)):
         model.zero_grad()
         output.loss.backward()
     for name, parameter in peft_trainable(theirs, find_body(ours)[0]).items():
         gradient = trainable_parameters(ours)[name].grad
-        if gradient is None or parameter.grad is None or not torch.equal(gradient, parameter.grad):
+        if gradient is None or parameter.grad is None or not agree(gradient, parameter.grad):
             return f"another gradient of {name}"
     return ""
 
@@ -149,7 +155,7 @@ def test_ten_steps_give_peft_s_weights_bit_for_bit(kind: str, method: str) -> No
             model(**batch_for(kind, seed=step)).loss.backward()
             optimizer.step()
     for name, parameter in peft_trainable(theirs, find_body(ours)[0]).items():
-        assert torch.equal(trainable_parameters(ours)[name], parameter), name
+        assert agree(trainable_parameters(ours)[name], parameter, 1e-3), name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -158,7 +164,7 @@ def test_half_precision_equals_peft(kind: str, method: str) -> None:
     ours, theirs = pair(kind, config_for(kind, method), torch.bfloat16)
     logits = text_logits(kind, theirs(**batch_for(kind)).logits)
     assert logits.dtype == torch.bfloat16
-    assert torch.equal(ours(**batch_for(kind)).logits, logits)
+    assert agree(ours(**batch_for(kind)).logits, logits, 2**-8)
 
 
 @pytest.mark.parametrize("kind", FIRST_TOKEN)
@@ -169,17 +175,17 @@ def test_cls_of_the_text_is_pooled_as_by_hand(kind: str, method: str) -> None:
     prompt = theirs.get_prompt(len(batch["input_ids"]))
     model: Any = theirs.base_model
     inputs = torch.cat((prompt, model.get_input_embeddings()(batch["input_ids"])), dim=1)
-    mask = torch.cat((torch.ones(len(prompt), K), batch["attention_mask"]), dim=1)
+    mask = torch.cat((torch.ones(len(prompt), K, device=DEVICE), batch["attention_mask"]), dim=1)
     hidden = model.base_model(inputs_embeds=inputs, attention_mask=mask).last_hidden_state[:, K:]
     expected = model.classifier(model.bert.pooler(hidden) if kind == "bert" else hidden)
-    assert torch.equal(ours(**batch).logits, expected)
+    assert agree(ours(**batch).logits, expected)
     assert not torch.allclose(theirs(**batch).logits, expected, rtol=1e-2)
 
 
 def test_the_second_sentence_of_a_pair_keeps_its_type() -> None:
     ours, theirs = pair("bert", config_for("bert", "table"))
     batch = make_batch("bert")
-    types = (torch.arange(9) > 4).long().expand(4, -1)
+    types = (torch.arange(9, device=DEVICE) > 4).long().expand(4, -1)
     assert explain_difference("bert", ours, theirs, batch | {"token_type_ids": types}) == ""
     assert not torch.equal(ours(**batch, token_type_ids=types).logits, ours(**batch).logits)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, LAYERS, make, make_batch
+from models import ALL_MODELS, CLASSIFIERS, DEVICE, LAYERS, make, make_batch
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
@@ -225,7 +225,7 @@ def test_the_key_s_bias_does_nothing(kind: str) -> None:
     assert min(others) > 1e-6
     before = model(**batch).logits
     for bias in key_biases:
-        bias.data[part] += torch.randn(32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        bias.data[part] += torch.randn(32, generator=torch.Generator().manual_seed(0), dtype=torch.float64).to(DEVICE)
     assert torch.allclose(model(**batch).logits, before, rtol=1e-9, atol=1e-12)
 
 

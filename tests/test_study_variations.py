@@ -16,7 +16,9 @@ def planned() -> dict[str, list[study_variations.Variation]]:
     return study_variations.tables()
 
 
-@pytest.mark.parametrize("name", ["ranks", "prompt_starts", "prompt_lengths", "p_tuning_encoders", "bottlenecks"])
+@pytest.mark.parametrize(
+    "name", ["ranks", "prompt_starts", "prompt_lengths", "p_tuning_encoders", "bottlenecks", "lora_grid"]
+)
 def test_every_variation_was_run(name: str, planned: dict[str, list[study_variations.Variation]]) -> None:
     rows = results.read(name)["rows"]
     wanted = [{**variation.fields, "learning_rate": variation.learning_rate} for variation in planned[name]]
@@ -54,6 +56,25 @@ def test_a_stopped_run_goes_on_and_again_starts_anew(monkeypatch: pytest.MonkeyP
     ran.clear()
     assert study_variations.main(["bottlenecks"]) == 0
     assert [row["size"] for row in results.read("bottlenecks")["rows"]] == [1, 4, 24, 96]
+
+
+def test_the_more_numbers_move_the_lower_is_the_best_rate() -> None:
+    """What chapter 9 says of its grid."""
+    rows = results.read("lora_grid")["rows"]
+    for targets in ("query and value", "all linear layers"):
+        best = [
+            min(
+                (row for row in rows if (row["targets"], row["rank"]) == (targets, rank)),
+                key=lambda r: r["validation_loss"],
+            )
+            for rank in (2, 8, 32)
+        ]
+        rates, losses = ([row[key] for row in best] for key in ("learning_rate", "validation_loss"))
+        assert rates == sorted(rates, reverse=True) and rates[0] > rates[-1]
+        assert max(losses) - min(losses) < 0.02
+    worst = max(rows, key=lambda row: row["validation_loss"])
+    assert (worst["targets"], worst["rank"]) == ("all linear layers", 32)
+    assert worst["accuracy"] == results.read("quality")["baselines"]["majority"]
 
 
 def test_what_the_study_has_run_is_not_run_again() -> None:

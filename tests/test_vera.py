@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, HIDDEN, make, make_batch, relative
+from models import ALL_MODELS, CLASSIFIERS, DEVICE, HIDDEN, make, make_batch, noise, relative
 from peft import PeftModel, VeraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -65,7 +65,7 @@ def fill_vectors(model: nn.Module, *, seed: int = 3) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "vera_lambda_" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator))
+                parameter.copy_(noise(parameter, generator))
 
 
 def pair(kind: str, config: VeRAConfig = CONFIG, model: Callable[[], Any] | None = None) -> tuple[Any, Any]:
@@ -162,7 +162,7 @@ def test_half_precision_equals_peft(kind: str, dtype: torch.dtype, gate: float) 
     assert difference(ours, theirs, kind) == ""
     assert projections(ours).A.dtype == torch.float32
     layer = next(iter(layers(ours).values()))
-    x = torch.randn(64, HIDDEN, generator=torch.Generator().manual_seed(0)).to(dtype)
+    x = torch.randn(64, HIDDEN, generator=torch.Generator().manual_seed(0)).to(DEVICE, dtype)
     with torch.no_grad():
         unmerged = layer(x).float()
         assert relative(copy.deepcopy(layer).merged()(x).float(), unmerged) <= gate

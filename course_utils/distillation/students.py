@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -60,8 +61,8 @@ def small_student(
     config.intermediate_size = 4 * width
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        student: PreTrainedModel = type(model)(config)
-    return student.train()
+        student: Any = type(model)(config)
+    return cast(PreTrainedModel, student.to(model.device).train())
 
 
 def encoder_parameters(model: PreTrainedModel) -> int:

@@ -10,6 +10,7 @@ The weight is read in the forward pass, and again in the backward pass, so that 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,6 +22,9 @@ from course_utils.methods.base import Matrix
 from course_utils.methods.double_quantization import dequantize_absmax, double_quantize_absmax
 from course_utils.methods.lora import layer_shape
 from course_utils.methods.quantization import BLOCK, dequantize_nf4, quantize_nf4
+
+#: Triton, which compiles `nf4_kernel`, comes with PyTorch for NVIDIA's and AMD's GPUs on Linux.
+HAS_TRITON = find_spec("triton") is not None
 
 
 class NF4Linear(nn.Linear):
@@ -68,10 +72,14 @@ class NF4Linear(nn.Linear):
 
     def read(self, dtype: torch.dtype) -> torch.Tensor:
         """Dequantise the weight anew: (out, in)."""
-        absmax = self.absmax
-        if self.quantized_twice:
-            absmax = dequantize_absmax(absmax, self.absmax_scales, self.absmax_mean)
-        return dequantize_nf4(self.codes, absmax, (self.out_features, self.in_features), self.block_size).to(dtype)
+        shape = (self.out_features, self.in_features)
+        second = (self.absmax_scales, self.absmax_mean) if self.quantized_twice else None
+        if self.codes.is_cuda and HAS_TRITON:
+            from course_utils.methods.nf4_kernel import read_nf4
+
+            return read_nf4(self.codes, self.absmax, shape, self.block_size, dtype, second)
+        absmax = self.absmax if second is None else dequantize_absmax(self.absmax, *second)
+        return dequantize_nf4(self.codes, absmax, shape, self.block_size).to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (batch, tokens, in) → (batch, tokens, out)
         """Compute ``Ŵ x + b`` in the compute dtype and return it in that of `x`."""

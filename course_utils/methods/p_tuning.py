@@ -13,6 +13,7 @@ once. How the vectors get into the model, and where that differs from peft, says
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -82,6 +83,9 @@ class PromptEncoder(nn.Module):
         """Compute P."""
         rows = self.embedding.weight.unsqueeze(0)  # (1, k, hidden): one text of k tokens
         if self.lstm_head is not None:
-            rows, _ = self.lstm_head(rows)  # (1, k, 2 · width), from left to right, and from right to left
+            # In evaluation mode cuDNN computes no gradients of an LSTM; PyTorch's own kernels do.
+            without = torch.is_grad_enabled() and not self.training
+            with torch.backends.cudnn.flags(enabled=False) if without else nullcontext():
+                rows, _ = self.lstm_head(rows)  # (1, k, 2 · width), from left to right, and from right to left
         prompt: torch.Tensor = self.mlp_head(rows)
         return prompt.squeeze(0)

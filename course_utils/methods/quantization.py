@@ -105,7 +105,7 @@ def dequantize_nf4(
     codes: torch.Tensor, absmax: torch.Tensor, shape: tuple[int, ...], block_size: int = BLOCK
 ) -> torch.Tensor:
     """Read a weight of this `shape` back from what `quantize_nf4` returned: float32."""
-    unpacked = _at(_LEVEL_PAIRS, codes.device).index_select(0, codes.int()).view(torch.float32)
+    unpacked = table_on(_LEVEL_PAIRS, codes.device).index_select(0, codes.int()).view(torch.float32)
     return _scale_blocks(unpacked[: math.prod(shape)], absmax, block_size).view(shape)
 
 
@@ -128,11 +128,11 @@ def quantize_blocks(values: torch.Tensor, levels: torch.Tensor, block_size: int)
 
 def dequantize_blocks(codes: torch.Tensor, absmax: torch.Tensor, levels: torch.Tensor, block_size: int) -> torch.Tensor:
     """Look the levels up and multiply each block by its absmax: float32 (numbers,)."""
-    return _scale_blocks(_at(levels, codes.device).index_select(0, codes.int()), absmax, block_size)
+    return _scale_blocks(table_on(levels, codes.device).index_select(0, codes.int()), absmax, block_size)
 
 
 @lru_cache(maxsize=16)
-def _at(table: torch.Tensor, device: torch.device) -> torch.Tensor:
+def table_on(table: torch.Tensor, device: torch.device) -> torch.Tensor:
     """The table on a device. To copy it there each time would let a GPU wait for the processor."""
     return table.to(device)
 

@@ -20,3 +20,23 @@ def update_energy(ranks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)) -> Picture:
     percent_axis(axes)
     said = ", ".join(f"rank {rank} holds {shares[rank - 1]:.0%}" for rank in ranks)
     return Picture(figure, f"Line chart that rises steeply and then flattens: {said} of the change.")
+
+
+def grid() -> Picture:
+    """Validation loss against the learning rate, a line a rank, for each choice of targets."""
+    rows = results.read("lora_grid")["rows"]
+    targets = list(dict.fromkeys(row["targets"] for row in rows))
+    figure, both = make_axes(9.0, 3.4, columns=len(targets))
+    said = []
+    for axes, target in zip(both, targets, strict=True):
+        for colour, marker, rank in zip(COLOURS, "so^", sorted({row["rank"] for row in rows}), strict=False):
+            line = [row for row in rows if (row["targets"], row["rank"]) == (target, rank)]
+            rates, losses = ([row[key] for row in line] for key in ("learning_rate", "validation_loss"))
+            axes.plot(rates, losses, marker=marker, color=colour, label=f"rank {rank}")
+            points = ", ".join(f"{loss:.3f} at {rate:g}" for rate, loss in zip(rates, losses, strict=True))
+            said.append(f"{target}, rank {rank}: {points}")
+        axes.set(xscale="log", xlabel="learning rate", ylim=(0, 1.1 * max(row["validation_loss"] for row in rows)))
+        axes.set_title(target, fontsize=10)
+    both[0].set_ylabel("validation loss")
+    both[0].legend(fontsize=9)
+    return Picture(figure, f"Two line charts of validation loss against learning rate. {'; '.join(said)}.")
