@@ -35,6 +35,7 @@ help:
 	@echo "make grade      grade notebooks: make grade ARGS=\"FOLDER --out REPORT\""
 	@echo "make demo       try the case study's model in a browser (the first time it trains for some minutes)"
 	@echo "make doctor     check this computer"
+	@echo "make test-floors, make test-newest: the methods' tests with the lowest and with the newest versions admitted"
 	@echo "make clean      remove the environment and the built book, but not the fetched model and data"
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -79,6 +80,28 @@ test: $(VENV)/installed-test assets
 	@$(parallel) --nbval labs solutions --nbval-cell-timeout=$(CELL_TIMEOUT)
 	$(say) "all is well"
 
+# The lowest versions that pyproject.toml admits, and the newest: each in an environment of its own. What needs a browser,
+# the book's tools or nbgrader stays out. The outputs of the two labs are run, but not compared: versions may differ.
+needs_more := book claims grading grading_checks grading_copy grading_nbgrader packaging pages reference_pages references
+units := $(filter-out $(needs_more:%=tests/test_%.py),$(wildcard tests/test_*.py))
+labs_of_both := labs/09_lora.ipynb solutions/09_lora.ipynb labs/12_prompt_tuning.ipynb solutions/12_prompt_tuning.ipynb
+
+.venv-floors/installed .venv-newest/installed: .venv-%/installed: pyproject.toml tests/floors.py
+	$(say) "making the environment .venv-$* (it takes as much disk as the first one)"
+	@$(PYTHON) -m venv .venv-$*
+	@test $* = newest || $(PYTHON) tests/floors.py > .venv-$*/floors.txt
+	@.venv-$*/bin/python -m pip install --quiet --upgrade $(if $(filter floors,$*),-c .venv-$*/floors.txt) \
+		-e ".[lab]" bitsandbytes nbval pytest pytest-xdist
+	@touch $@
+
+.PHONY: test-floors test-newest
+test-floors test-newest: test-%: .venv-%/installed
+	@.venv-$*/bin/python -m pip list --format=freeze | grep -E "^(torch|transformers|peft|accelerate|datasets|numpy|pandas)=="
+	@.venv-$*/bin/python -m course_utils fetch
+	@$(quiet) OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(JOBS) --dist loadfile $(units)
+	@$(quiet) OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax $(labs_of_both) \
+		--nbval-cell-timeout=$(CELL_TIMEOUT)
+
 lab: assets
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/labs $(ARGS)
 
@@ -87,6 +110,7 @@ notebooks: assets
 
 study: assets
 	@$(BIN)/python -m course_utils study $(ARGS)
+	@$(BIN)/python -m course_utils study-comparison
 
 bench: assets
 	@$(BIN)/python -m course_utils bench $(ARGS)
@@ -117,4 +141,4 @@ pictures: $(VENV)/installed-test book
 	@$(BIN)/python tests/browser.py
 
 clean:
-	rm -rf $(VENV) $(DEMO) book/_build build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(DEMO) .venv-floors .venv-newest book/_build build *.egg-info .mypy_cache .ruff_cache .pytest_cache

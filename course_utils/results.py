@@ -21,7 +21,8 @@ import psutil
 import torch
 from filelock import FileLock
 
-FOLDER = Path(__file__).parents[1] / "book" / "results"
+_INSTALLED = Path(__file__).parent / "measured"  # where pip has put the files, without the repository around them
+FOLDER = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parents[1] / "book" / "results"
 
 
 def read(name: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 from urllib.parse import urlparse
 
+import floors
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -115,6 +116,50 @@ def test_no_notebook_and_no_result_holds_a_path_of_one_machine() -> None:
     texts = {file: file.read_text(encoding="utf-8") for file in tracked() if file.suffix in (".ipynb", ".json")}
     own = re.compile(r"(?<![\w.~])/(?:home|root|tmp|Users)/\w[^\"\s]*|/site-packages/[^\"\s]*")
     assert not {file.name: match[0] for file, text in texts.items() if (match := own.search(text))}
+
+
+def test_what_is_installed_without_the_repository_has_its_results(tmp_path: Path) -> None:
+    """As on Colab, where the first cell of a lab installs the package and nothing else."""
+    source, site = tmp_path / "source", tmp_path / "site"
+    ignored = shutil.ignore_patterns("__pycache__", "*.lock")
+    for name in ("course_utils", "book/results"):
+        shutil.copytree(ROOT / name, source / name, ignore=ignored)
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy2(ROOT / name, source)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--target",
+        str(site),
+    ]
+    subprocess.run([*pip, str(source)], check=True, capture_output=True)
+    read = "from course_utils import results; print(results.FOLDER, results.read('quality')['seeds'])"
+    done = subprocess.run(
+        [sys.executable, "-c", read],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(site)},
+        capture_output=True,
+        text=True,
+    )
+    assert str(site) in done.stdout and done.stdout.rstrip().endswith("[0, 1, 2, 3, 4]"), done.stderr
+    installed = {file.relative_to(site).as_posix() for file in (site / "course_utils").rglob("*.py")}
+    here = {
+        f"course_utils/{file.relative_to(ROOT / 'course_utils').as_posix()}"
+        for file in (ROOT / "course_utils").rglob("*.py")
+    }
+    assert installed == here, "a new folder of course_utils must be named in pyproject.toml"
+
+
+def test_the_floors_of_every_requirement_are_known() -> None:
+    lowest = dict(line.split("==") for line in floors.floors(PROJECT))
+    assert lowest["torch"] == "2.11" and lowest["transformers"] == "5.15" and len(lowest) > 30
+    with pytest.raises(ValueError, match=r"'torch' in pyproject\.toml names no lowest version"):
+        floors.floors({"dependencies": ["torch"]})
 
 
 # --- make, for real --------------------------------------------------------------------------------------------------
