@@ -25,7 +25,7 @@ from course_utils.methods import (
     find_targets,
     inject,
 )
-from course_utils.methods.base import replace_module
+from course_utils.methods.targets import replace_module
 
 _STEPS_OF_ADALORA = 1000  # far more than are timed, so that every timed step ranks and cuts
 _QUERY_VALUE = ["query", "value"]

@@ -18,7 +18,7 @@ from torch import nn
 
 from course_utils import checkpoints
 from course_utils.methods import MethodConfig, MethodError, count_parameters, inject, merge, trainable_parameters
-from course_utils.methods.base import find_head
+from course_utils.methods.targets import find_head
 
 Batch = Mapping[str, torch.Tensor]
 TOLERANCE = 1e-6  # of the largest logit

@@ -23,7 +23,10 @@ from torch import nn
 
 from course_utils.checkpoints import load
 from course_utils.checkpoints.folder import without_memory
-from course_utils.methods.base import AdaptedLayer, MethodConfig, MethodError, find_head, inject, trainable_parameters
+from course_utils.methods.base import AdaptedLayer, MethodConfig, inject
+from course_utils.methods.counting import trainable_parameters
+from course_utils.methods.errors import MethodError
+from course_utils.methods.targets import find_head
 
 #: Parameters and wrappers by their dotted name in the bare base; a wrapper never before a parameter inside it.
 Parts = Mapping[str, nn.Parameter | nn.Module]

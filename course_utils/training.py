@@ -25,7 +25,9 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from course_utils.methods.base import MethodConfig, trainable_parameters
+from course_utils.distributed import share
+from course_utils.methods.base import MethodConfig
+from course_utils.methods.counting import trainable_parameters
 from course_utils.methods.selective import FullConfig
 from course_utils.metrics import Scores, score
 
@@ -58,6 +60,9 @@ class TrainingConfig:
         precision: "fp32", or "bf16" for autocast.
         device: "auto", "cpu" or "cuda".
         max_steps: stop after so many steps of the optimiser, for short experiments; None means all epochs.
+        split_batches: for several processes. False: each process reads batches of its own, so that a step takes as
+            many texts as all of them together hold. True: each batch is shared among the processes, so that a step
+            takes the texts that it would take in one process.
     """
 
     learning_rate: float = 5e-4
@@ -73,6 +78,7 @@ class TrainingConfig:
     precision: str = "fp32"
     device: str = "auto"
     max_steps: int | None = None
+    split_batches: bool = False
 
     def __post_init__(self) -> None:
         _require(
@@ -152,6 +158,7 @@ def fit(
     Raises:
         TrainingError: nothing is trainable, CUDA was asked for and is absent, a label is out of range, or the loss
             became infinite or NaN. The model then holds the best weights so far.
+        SharingError: with `split_batches`, a batch holds fewer texts than there are processes.
     """
     config = config or TrainingConfig()
     trained = trainable_parameters(model)
@@ -163,11 +170,12 @@ def fit(
     _check_labels(model, validation)
 
     accelerator = _accelerator(config)
-    set_seed(config.seed)
+    set_seed(config.seed, device_specific=True)  # each process drops out other numbers; the first keeps the seed
     _restart(train)
     method: MethodConfig = getattr(model, "tuning", None) or FullConfig()
     optimizer = torch.optim.AdamW(_groups(trained, method, config))
-    wrapped, optimizer, train, validation = accelerator.prepare(model, optimizer, train, validation)
+    train = share(train, accelerator) if config.split_batches else accelerator.prepare(train)
+    wrapped, optimizer, validation = accelerator.prepare(model, optimizer, validation)
     total = int(min(config.epochs * math.ceil(len(train) / config.accumulate), config.max_steps or math.inf))
     scheduler = _schedule(config, optimizer, total)
     tell = watch if watch is not None and accelerator.is_main_process else _tell_nobody
@@ -249,7 +257,9 @@ def _backward(
     accelerator: Accelerator,
 ) -> float:
     """Add up the gradients of some batches as if they were one large batch; return the large batch's loss."""
-    texts = sum(len(batch["labels"]) for batch in batches)
+    processes = accelerator.num_processes
+    own = torch.tensor(sum(len(batch["labels"]) for batch in batches), device=accelerator.device)
+    texts = int(accelerator.reduce(own, "sum"))  # those of all processes
     total = 0.0
     for batch in batches:
         with accelerator.autocast():
@@ -257,7 +267,8 @@ def _backward(
         extra = penalty()
         if extra is not None:
             loss = loss + extra
-        loss = loss * (len(batch["labels"]) / texts)  # without this line the gradient is several times too long
+        # Without this line the gradient is several times too long. Those of the processes are averaged.
+        loss = loss * (processes * len(batch["labels"]) / texts)
         accelerator.backward(loss)
         total += accelerator.reduce(loss.detach(), "mean").item()
     return total
@@ -372,7 +383,9 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
     # which knows the device, also knows the other processes, and must stay when there are some.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     precision = "bf16" if config.precision == "bf16" else "no"
-    return Accelerator(mixed_precision=precision, cpu=config.device == "cpu")
+    # Several processes find each other on a processor only when accelerate is told that it is one.
+    cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    return Accelerator(mixed_precision=precision, cpu=cpu)
 
 
 def _groups(trained: dict[str, nn.Parameter], method: MethodConfig, config: TrainingConfig) -> list[dict[str, Any]]:

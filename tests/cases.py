@@ -33,7 +33,7 @@ from course_utils.methods import (
     quantize,
     trainable_parameters,
 )
-from course_utils.methods.base import find_head
+from course_utils.methods.targets import find_head
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from course_utils.methods import (
     merge,
     trainable_parameters,
 )
-from course_utils.methods.base import AdaptedLayer, find_head
+from course_utils.methods.base import AdaptedLayer
+from course_utils.methods.targets import find_head
 
 
 def every(*kinds: str) -> pytest.MarkDecorator:

@@ -17,7 +17,7 @@ from transformers.pytorch_utils import Conv1D
 from course_utils import checkpoints
 from course_utils.invariants import Report, check_invariants
 from course_utils.methods import BitFitConfig, HeadOnlyConfig, LoRAConfig, LoRALinear, inject
-from course_utils.methods.base import Matrix
+from course_utils.methods.targets import Matrix
 
 
 # A merge of QLoRA leaves no 4-bit layers, so not the parameters of before; test_qlora.py looks at that.

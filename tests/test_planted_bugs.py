@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from course_utils.invariants import Batch, check_invariants
 from course_utils.methods import LoRAConfig, LoRALinear, inject, trainable_parameters
-from course_utils.methods.base import Matrix
+from course_utils.methods.targets import Matrix
 
 # --- in the layer ---------------------------------------------------------------------------------------------------
 

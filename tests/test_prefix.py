@@ -42,8 +42,8 @@ from course_utils.methods import (
     inject,
     trainable_parameters,
 )
-from course_utils.methods.base import find_body
 from course_utils.methods.prefix_body import PrefixBody
+from course_utils.methods.targets import find_body
 
 K = 5
 DIRECT = PrefixTuningConfig(virtual_tokens=K)

@@ -28,9 +28,9 @@ from course_utils.methods import (
     merge,
     trainable_parameters,
 )
-from course_utils.methods.base import find_body
 from course_utils.methods.prompt_body import VirtualPromptConfig, pools_first_token
 from course_utils.methods.prompts import PromptTable
+from course_utils.methods.targets import find_body
 
 K = 5
 METHODS: dict[str, VirtualPromptConfig] = {

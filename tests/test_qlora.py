@@ -41,8 +41,8 @@ from course_utils.methods import (
     quantize,
     trainable_parameters,
 )
-from course_utils.methods.base import replace_module
 from course_utils.methods.double_quantization import DYNAMIC_LEVELS
+from course_utils.methods.targets import replace_module
 
 #: The factor is no power of two: the order of the products shows in the last bit.
 CONFIG = QLoRAConfig(rank=3, alpha=7)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from course_utils.methods import MethodConfig
-from course_utils.methods.base import find_head
+from course_utils.methods.targets import find_head
 
 Tensors = Mapping[str, torch.Tensor]
 

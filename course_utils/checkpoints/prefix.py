@@ -15,9 +15,9 @@ from torch import nn
 
 from course_utils.checkpoints.formats import CheckpointError, head_from_peft, refuse_other_settings
 from course_utils.checkpoints.virtual_tokens import ENCODER_FILE, VirtualTokensFormat, tensors_of
-from course_utils.methods.base import find_body
 from course_utils.methods.prefix import PrefixEncoder, PrefixTuningConfig, PTuningV2Config
 from course_utils.methods.prefix_body import prefix_shape
+from course_utils.methods.targets import find_body
 
 _DROPOUT = "prefix_dropout"
 _READ = {

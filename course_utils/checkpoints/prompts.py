@@ -17,10 +17,10 @@ from torch import nn
 from course_utils.checkpoints.formats import CheckpointError, head_from_peft, refuse_other_settings
 from course_utils.checkpoints.virtual_tokens import ENCODER_FILE, VirtualTokensFormat, tensors_of
 from course_utils.methods import MethodConfig
-from course_utils.methods.base import find_body
 from course_utils.methods.p_tuning import PromptEncoder, PTuningConfig
 from course_utils.methods.prompt_body import VirtualPromptConfig, pools_first_token
 from course_utils.methods.prompts import PromptTuningConfig
+from course_utils.methods.targets import find_body
 
 #: Read by both; the sizes are those of the model, which the shape of the table is checked against.
 _READ = {"num_virtual_tokens", "modules_to_save", "pool", "num_transformer_submodules"}

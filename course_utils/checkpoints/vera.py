@@ -17,8 +17,8 @@ from course_utils.checkpoints.formats import (
     refuse_other_settings,
     targets_from_peft,
 )
-from course_utils.methods.base import find_targets
 from course_utils.methods.lora import layer_shape
+from course_utils.methods.targets import find_targets
 from course_utils.methods.vera import Projections, VeRAConfig, VeRALinear
 
 #: The shared matrices belong to no module of the model, so peft's name for the model is not in front of them.

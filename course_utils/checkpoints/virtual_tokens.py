@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from course_utils.checkpoints.formats import CheckpointError, PeftFormat, Tensors
-from course_utils.methods.base import find_body
+from course_utils.methods.targets import find_body
 
 #: What peft puts before the name of a module of the model, for methods that wrap no layer.
 _PREFIX = "base_model."

@@ -3,20 +3,13 @@
 from course_utils.methods.adalora import AdaLoRAConfig
 from course_utils.methods.adalora_layer import AdaLoRALinear, allocated_ranks
 from course_utils.methods.adapters import HoulsbyConfig, ParallelAdapterConfig, PfeifferConfig
-from course_utils.methods.base import (
-    MethodConfig,
-    MethodError,
-    TargetError,
-    count_parameters,
-    eject,
-    find_targets,
-    inject,
-    merge,
-    trainable_parameters,
-)
+from course_utils.methods.base import MethodConfig, inject
+from course_utils.methods.counting import count_parameters, trainable_parameters
 from course_utils.methods.dora import DoRAConfig, DoRALinear
+from course_utils.methods.errors import MethodError, TargetError
 from course_utils.methods.ia3 import IA3Config, IA3Linear
 from course_utils.methods.lora import LoRAConfig, LoRALinear, LoRAPlusConfig
+from course_utils.methods.merging import eject, merge
 from course_utils.methods.nf4_layer import NF4Linear
 from course_utils.methods.p_tuning import PTuningConfig
 from course_utils.methods.pissa import PiSSAConfig, PiSSALinear
@@ -25,6 +18,7 @@ from course_utils.methods.prefix_body import PrefixBody
 from course_utils.methods.prompts import PromptTuningConfig
 from course_utils.methods.qlora import QLoRAConfig, dequantize, quantize
 from course_utils.methods.selective import BitFitConfig, FullConfig, HeadOnlyConfig, LastLayersConfig
+from course_utils.methods.targets import find_targets
 from course_utils.methods.vera import VeRAConfig, VeRALinear
 
 __all__ = [

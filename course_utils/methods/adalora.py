@@ -31,15 +31,9 @@ import torch
 from torch import nn
 
 from course_utils.methods.adalora_layer import AdaLoRALinear, cut_to_budget
-from course_utils.methods.base import (
-    MethodConfig,
-    MethodError,
-    Targets,
-    find_targets,
-    is_number,
-    positive_integer,
-    replace_module,
-)
+from course_utils.methods.base import MethodConfig
+from course_utils.methods.errors import MethodError, is_number, positive_integer
+from course_utils.methods.targets import Targets, find_targets, replace_module
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from course_utils.methods.base import AdaptedLayer, Matrix, MethodError, trainable_dtype
+from course_utils.methods.base import AdaptedLayer, trainable_dtype
+from course_utils.methods.errors import MethodError
 from course_utils.methods.lora import layer_shape, turned
+from course_utils.methods.targets import Matrix
 
 if TYPE_CHECKING:
     from course_utils.methods.adalora import AdaLoRAConfig

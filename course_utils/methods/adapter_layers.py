@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from course_utils.methods.base import AdaptedLayer, MethodError, trainable_dtype
+from course_utils.methods.base import AdaptedLayer, trainable_dtype
 from course_utils.methods.bottleneck import Bottleneck, BottleneckConfig
+from course_utils.methods.errors import MethodError
 
 
 class _Unmergeable(AdaptedLayer):

@@ -29,8 +29,9 @@ from course_utils.methods.adapter_layers import (
     in_blocks,
     is_norm,
 )
-from course_utils.methods.base import AdaptedLayer, find_head
+from course_utils.methods.base import AdaptedLayer
 from course_utils.methods.bottleneck import BottleneckConfig, Places
+from course_utils.methods.targets import find_head
 
 
 @dataclass(frozen=True)

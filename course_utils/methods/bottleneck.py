@@ -17,15 +17,9 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from course_utils.methods.base import (
-    AdaptedLayer,
-    MethodConfig,
-    MethodError,
-    is_number,
-    positive_integer,
-    replace_module,
-    trainable_dtype,
-)
+from course_utils.methods.base import AdaptedLayer, MethodConfig, trainable_dtype
+from course_utils.methods.errors import MethodError, is_number, positive_integer
+from course_utils.methods.targets import replace_module
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "swish": nn.SiLU, "tanh": nn.Tanh}
 

@@ -28,8 +28,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from course_utils.methods.base import Matrix, MethodError
+from course_utils.methods.errors import MethodError
 from course_utils.methods.lora import LoRAConfig, LoRALinear, turned
+from course_utils.methods.targets import Matrix
 
 
 @dataclass(frozen=True)

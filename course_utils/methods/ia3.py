@@ -29,18 +29,10 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from course_utils.methods.base import (
-    AdaptedLayer,
-    Matrix,
-    MethodConfig,
-    MethodError,
-    TargetError,
-    Targets,
-    find_targets,
-    replace_module,
-    trainable_dtype,
-)
+from course_utils.methods.base import AdaptedLayer, MethodConfig, trainable_dtype
+from course_utils.methods.errors import MethodError, TargetError
 from course_utils.methods.lora import layer_shape
+from course_utils.methods.targets import Matrix, Targets, find_targets, replace_module
 
 #: The second layer of BERT's feed-forward block. Just "output.dense" would take attention.output.dense as well: peft's
 #: default does, and trains 64,512 numbers on BERT-base where the paper's places give 55,296.

@@ -23,18 +23,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from course_utils.methods.base import (
-    AdaptedLayer,
-    Matrix,
-    MethodConfig,
-    MethodError,
-    Targets,
-    find_targets,
-    is_number,
-    positive_integer,
-    replace_module,
-    trainable_dtype,
-)
+from course_utils.methods.base import AdaptedLayer, MethodConfig, trainable_dtype
+from course_utils.methods.errors import MethodError, is_number, positive_integer
+from course_utils.methods.targets import Matrix, Targets, find_targets, replace_module
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from course_utils.methods.base import MethodError, is_number, positive_integer
+from course_utils.methods.errors import MethodError, is_number, positive_integer
 from course_utils.methods.prompt_body import VirtualPromptConfig, one_of
 
 

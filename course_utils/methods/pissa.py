@@ -24,8 +24,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from course_utils.methods.base import Matrix, MethodError, refuse_packed_weights
+from course_utils.methods.errors import MethodError, refuse_packed_weights
 from course_utils.methods.lora import LoRAConfig, LoRALinear, layer_shape, turned
+from course_utils.methods.targets import Matrix
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,10 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from course_utils.methods.base import (
-    MethodConfig,
-    MethodError,
-    find_body,
-    is_number,
-    positive_integer,
-    replace_module,
-    trainable_dtype,
-)
+from course_utils.methods.base import MethodConfig, trainable_dtype
+from course_utils.methods.errors import MethodError, is_number, positive_integer
 from course_utils.methods.prefix_body import PrefixBody, PrefixTable, check_prefix, prefix_shape
+from course_utils.methods.targets import find_body, replace_module
 from course_utils.methods.virtual_tokens import word_embeddings
 
 INITIALISATIONS = ("normal", "zero")

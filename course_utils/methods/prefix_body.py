@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
 
-from course_utils.methods.base import MethodError
+from course_utils.methods.errors import MethodError
 from course_utils.methods.virtual_tokens import (
     AdaptedBody,
     cached_positions,

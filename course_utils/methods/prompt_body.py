@@ -28,14 +28,9 @@ from torch import nn
 from transformers import Cache
 from transformers.utils import ModelOutput
 
-from course_utils.methods.base import (
-    MethodConfig,
-    MethodError,
-    find_body,
-    positive_integer,
-    replace_module,
-    trainable_dtype,
-)
+from course_utils.methods.base import MethodConfig, trainable_dtype
+from course_utils.methods.errors import MethodError, positive_integer
+from course_utils.methods.targets import find_body, replace_module
 from course_utils.methods.virtual_tokens import (
     AdaptedBody,
     cached_positions,

@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from course_utils.methods.base import MethodError
+from course_utils.methods.errors import MethodError
 from course_utils.methods.prompt_body import VirtualPromptConfig, one_of
 
 

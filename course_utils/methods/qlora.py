@@ -21,18 +21,12 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from course_utils.methods.base import (
-    AdaptedLayer,
-    MethodError,
-    Targets,
-    find_head,
-    find_targets,
-    positive_integer,
-    replace_module,
-)
+from course_utils.methods.base import AdaptedLayer
+from course_utils.methods.errors import MethodError, positive_integer
 from course_utils.methods.lora import LoRAConfig
 from course_utils.methods.nf4_layer import NF4Linear
 from course_utils.methods.quantization import BLOCK
+from course_utils.methods.targets import Targets, find_head, find_targets, replace_module
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from statistics import NormalDist
 import torch
 from torch.nn.functional import pad
 
-from course_utils.methods.base import MethodError, positive_integer
+from course_utils.methods.errors import MethodError, positive_integer
 
 #: Numbers that share one absmax in NF4.
 BLOCK = 64

@@ -13,7 +13,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from course_utils.methods.base import MethodConfig, MethodError, find_head, positive_integer, refuse_packed_weights
+from course_utils.methods.base import MethodConfig
+from course_utils.methods.errors import MethodError, positive_integer, refuse_packed_weights
+from course_utils.methods.targets import find_head
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 from transformers import Cache, PreTrainedModel
 
-from course_utils.methods.base import AdaptedLayer, MethodError
+from course_utils.methods.base import AdaptedLayer
+from course_utils.methods.errors import MethodError
 
 
 class AdaptedBody(AdaptedLayer):

@@ -1,0 +1,131 @@
+"""Find the parts of a model by name: its head, its body, and the linear layers that a method shall change."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from course_utils.methods.errors import MethodError, TargetError
+
+#: The names that transformers gives to the head of a classifier.
+HEAD_NAMES = ("classifier", "score")
+
+#: Query and value projections by model type, as in the LoRA paper. GPT-2 keeps query, key and value in one matrix.
+QUERY_AND_VALUE: dict[str, tuple[str, ...]] = {
+    "bert": ("query", "value"),
+    "roberta": ("query", "value"),
+    "xlm-roberta": ("query", "value"),
+    "distilbert": ("q_lin", "v_lin"),
+    "gpt2": ("c_attn",),
+    "llama": ("q_proj", "v_proj"),
+    "mistral": ("q_proj", "v_proj"),
+    "qwen2": ("q_proj", "v_proj"),
+}
+
+Targets = str | tuple[str, ...]
+
+#: The layers that hold one matrix: `nn.Linear`, weight (out, in), and GPT-2's `Conv1D`, weight (in, out).
+Matrix = nn.Linear | Conv1D
+
+
+def find_head(model: nn.Module, names: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """Names of the head's modules: those asked for, or the classification head if there is one."""
+    if names is None:
+        return tuple(name for name in HEAD_NAMES if isinstance(getattr(model, name, None), nn.Module))
+    if not isinstance(names, (tuple, list)):
+        raise TargetError(f"head must be a tuple of names, such as ('classifier',), got {names!r}")
+    for name in names:
+        try:
+            model.get_submodule(name)
+        except AttributeError:
+            existing = ", ".join(child for child, _ in model.named_children())
+            raise TargetError(f"head names no module {name!r}; the model has {existing}") from None
+    return names
+
+
+def find_targets(model: nn.Module, targets: Targets | None, head: tuple[str, ...] | None = None) -> dict[str, Matrix]:
+    """The linear layers that a method shall change.
+
+    Args:
+        model: the model to look into.
+        targets: a tuple of names, each the last part or parts of a module's dotted name (`"query"`,
+            `"attention.output.dense"`); or one regular expression for the whole dotted name; or `"all-linear"`; or
+            None for the query and value projections of a known architecture.
+        head: modules that are trained as they are and therefore are never targets. Default: the classification head.
+
+    Returns:
+        Dotted name → layer, in the model's order.
+
+    Raises:
+        TargetError: one of the names matches nothing. The message lists what exists.
+    """
+    head = find_head(model, head)
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, Matrix) and not any(name == h or name.startswith(h + ".") for h in head)
+    }
+    if targets is None:
+        model_type = getattr(getattr(model, "config", None), "model_type", "")
+        if model_type not in QUERY_AND_VALUE:
+            raise TargetError(f"no default targets for a model of type {model_type!r}. {_existing(linear)}")
+        targets = QUERY_AND_VALUE[model_type]
+    if targets == "all-linear":
+        output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+        return {name: module for name, module in linear.items() if module is not output}
+    if isinstance(targets, str):
+        try:
+            found = {name: module for name, module in linear.items() if re.fullmatch(targets, name)}
+        except re.error as error:
+            raise TargetError(f"the pattern {targets!r} is no regular expression: {error}") from None
+        if not found:
+            raise TargetError(
+                f"the pattern {targets!r} matches the whole dotted name of no linear layer. For a list of names, "
+                f"write a tuple: ({targets!r},). {_existing(linear)}"
+            )
+        return found
+    if not isinstance(targets, (tuple, list)):
+        raise TargetError(f"targets must be a tuple of names, a pattern, 'all-linear' or None, got {targets!r}")
+    if not targets:
+        raise TargetError(f"targets is empty, so nothing would be changed. {_existing(linear)}")
+    for target in targets:
+        if not any(_ends_with(name, target) for name in linear):
+            hint = " (the head is trained as it is)" if target in head else ""
+            raise TargetError(f"no linear layer is called {target!r}{hint}. {_existing(linear)}")
+    return {name: module for name, module in linear.items() if any(_ends_with(name, t) for t in targets)}
+
+
+def _ends_with(name: str, target: str) -> bool:
+    return name == target or name.endswith("." + target)
+
+
+def _existing(linear: Mapping[str, nn.Module]) -> str:
+    last_parts = sorted({name.rsplit(".", 1)[-1] for name in linear})
+    example = next(iter(linear), "nothing")
+    return f"The model's linear layers are called {', '.join(last_parts) or 'nothing'} (one in full: {example})."
+
+
+def find_body(model: nn.Module) -> tuple[str, nn.Module]:
+    """The name and the module of the transformer without its head: `model.bert`, `model.transformer`, `model.model`.
+
+    Raises:
+        MethodError: the model has no head, or is none of transformers.
+    """
+    name = getattr(model, "base_model_prefix", "")
+    body = getattr(model, name, None) if name else None
+    if not isinstance(body, nn.Module) or body is model:
+        raise MethodError(
+            f"{type(model).__name__} has no body below a head. This method needs a model with a task, such as "
+            "AutoModelForSequenceClassification or AutoModelForCausalLM"
+        )
+    return name, body
+
+
+def replace_module(model: nn.Module, name: str, new: nn.Module) -> None:
+    """Put `new` where `model` has the module with the dotted name `name`."""
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, new)
