@@ -13,8 +13,10 @@ COMMANDS = {
     "grade": ("grading.command", "grade a class's notebooks"),
     "student-copy": ("grading.student_copy", "copy the course without its solutions"),
     "nbgrader": ("grading.nbgrader", "write the labs as nbgrader's sources"),
+    "train": ("train_command", "train one method, in one process or several"),
     "study": ("study", "compare methods over several seeds"),
     "study-case": ("study_case", "the case study, from the search to the exported model"),
+    "study-comparison": ("study_comparison", "all methods beside each other, with their costs"),
     "study-data": ("study_data", "what the chapter on data measures"),
     "study-distillation": ("study_distillation", "students of one teacher"),
     "study-few-shot": ("study_few_shot", "few labels and a teacher"),
@@ -22,9 +24,12 @@ COMMANDS = {
     "study-llama": ("study_llama", "a Llama model before and after each method"),
     "study-optimizers": ("study_optimizers", "what chapter 2 measures"),
     "study-quantization": ("study_quantization", "what 4 bits cost"),
+    "study-serving": ("study_serving", "what it costs to serve a tuned model"),
+    "study-scaling": ("study_scaling", "several processes, and memory beside the rule"),
     "study-training": ("study_training", "what the chapter on the training loop measures"),
     "study-variations": ("study_variations", "one setting of a method at a time"),
     "bench": ("bench", "time and memory against peft"),
+    "bench-large": ("bench_large", "the same with a Llama of 7 billion weights, on a GPU"),
 }
 
 

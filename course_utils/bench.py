@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
         parser.error("torch sees no CUDA device; measure on the processor with --device cpu")
     place = Place(options.device, getattr(torch, options.dtype))
     if options.only:
-        print(json.dumps(_process_peak(CONTESTS[options.methods[0]], options.only, place)))
+        print(json.dumps(process_peak(CONTESTS[options.methods[0]], options.only, place)))
         return 0
     for name in options.methods or CONTESTS:
         row = measure(name, options.steps, options.processes, place)
@@ -101,7 +101,8 @@ def prepare_batches(count: int, place: Place) -> list[dict[str, torch.Tensor]]:
     return [{key: value.to(place.device) for key, value in batch.items()} for batch in batches[:count]]
 
 
-def _optimizer(model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
+    """AdamW for what is trained in the model."""
     return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
 
 
@@ -112,7 +113,7 @@ def _now() -> float:
     return time.perf_counter()
 
 
-def _step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], number: int) -> float:
+def take_step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], number: int) -> float:
     """One whole training step; its seconds."""
     started = _now()
     method: MethodConfig | None = getattr(model, "tuning", None)
@@ -142,12 +143,12 @@ def race(models: dict[str, Any], batches: list[dict[str, torch.Tensor]]) -> dict
     """Both models take a training step on each batch, in turn; the first three batches come once more before that."""
     for model in models.values():
         model.train()
-    optimizers = {side: _optimizer(model) for side, model in models.items()}
+    optimizers = {side: make_optimizer(model) for side, model in models.items()}
     seconds: dict[str, list[float]] = {side: [] for side in models}
     for index, batch in enumerate([*batches[:3], *batches]):
         # Who goes first changes each time: the first one finds the batch cold in the processor's cache.
         for side in list(models)[:: 1 if index % 2 else -1]:
-            seconds[side].append(_step(models[side], optimizers[side], batch, index + 1))
+            seconds[side].append(take_step(models[side], optimizers[side], batch, index + 1))
     ours, theirs = (seconds[side][3:] for side in SIDES)  # the first three warm up
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
@@ -182,9 +183,9 @@ def compare_memory(name: str, processes: int, place: Place) -> dict[str, Any]:
 
 def take_steps(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> None:
     """One training step on each batch."""
-    optimizer = _optimizer(model.train())
+    optimizer = make_optimizer(model.train())
     for number, batch in enumerate(batches, start=1):
-        _step(model, optimizer, batch, number)
+        take_step(model, optimizer, batch, number)
 
 
 def _gpu_peak(contest: Contest, side: str, place: Place) -> float:
@@ -197,7 +198,7 @@ def _gpu_peak(contest: Contest, side: str, place: Place) -> float:
     return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
-def _process_peak(contest: Contest, side: str, place: Place) -> float:
+def process_peak(contest: Contest, side: str, place: Place) -> float:
     """Train ten steps; by how many megabytes the process's peak lies above what it held before the model came."""
     import peft  # noqa: F401 (so that both processes carry the same libraries)
 

@@ -265,8 +265,8 @@ print("LoRA trains 0.33% of the weights and still needs between a quarter and th
 #
 # ## One method of each family learns
 #
-# Each gets 24 steps on the same 768 tweets. The learning rates differ by method; chapter by chapter you will see why.
-# For the family that selects we take the last layer. (BitFit selects too, but 24 steps are not enough for it.)
+# Each gets 32 steps on the same 512 tweets. The learning rates differ by method; chapter by chapter you will see why.
+# For the family that selects we take the last layer. (BitFit selects too, but 32 steps are not enough for it.)
 
 
 # %% tags=["nbval-ignore-output"]
@@ -279,9 +279,9 @@ judged = tweets["validation"].select(range(200))  # enough to see what happens, 
 floor = majority_accuracy(list(tweets["train"]["label"]), list(judged["label"]))
 
 
-def learn(model, learning_rate, texts=768):
+def learn(model, learning_rate, texts=512):
     """Train what is trainable in the model on the first tweets."""
-    train = make_loader(tweets["train"].select(range(texts)), tokenizer, 32, shuffle=True)
+    train = make_loader(tweets["train"].select(range(texts)), tokenizer, 16, shuffle=True)
     return fit(model, train, make_loader(judged, tokenizer, 64), TrainingConfig(learning_rate=learning_rate, epochs=1))
 
 

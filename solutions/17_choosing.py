@@ -342,8 +342,8 @@ print("both files keep to the order, and the file of (IA)³ is the smaller one")
 # %% tags=["nbval-ignore-output"]
 model, tokenizer = load_classifier("minilm")
 inject(model, LoRAConfig(rank=1, alpha=2))
-few = make_loader(tweets["train"].select(range(512)), tokenizer, 32, shuffle=True)
-experiment = fit(model, few, validation, TrainingConfig(learning_rate=8e-3, epochs=1))
+few = make_loader(tweets["train"].select(range(384)), tokenizer, 16, shuffle=True)
+experiment = fit(model, few, validation, TrainingConfig(learning_rate=2e-2, epochs=1))
 print(f"validation accuracy {experiment.evaluations[-1]['accuracy']:.1%}, floor {floor:.1%}")
 
 # %% [markdown]

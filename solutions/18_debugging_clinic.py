@@ -254,7 +254,7 @@ check("debugging_clinic.detects_lost_weights", detects_lost_weights)
 #
 # Two cases with the real MiniLM and real tweets. Both learners took a learning rate from somewhere else: 2e-5 for
 # LoRA, which is one of full fine-tuning, and 1e-3 for prompt tuning, which LoRA would like. We train each of them for
-# 16 steps, and then again with a rate of its own.
+# 32 steps, and then again with a rate of its own.
 #
 # The floors to compare with: always saying “positive”, and the loss of whoever knows only the shares of the classes.
 
@@ -262,7 +262,7 @@ check("debugging_clinic.detects_lost_weights", detects_lost_weights)
 tweets = load_sentiment("tweets")
 judged = tweets["validation"].select(range(200))
 _, tokenizer = load_classifier("minilm")
-texts = make_loader(tweets["train"].select(range(512)), tokenizer, 32, shuffle=True)
+texts = make_loader(tweets["train"].select(range(512)), tokenizer, 16, shuffle=True)
 validation = make_loader(judged, tokenizer, 64)
 floor = majority_accuracy(list(tweets["train"]["label"]), list(judged["label"]))
 share = float(np.mean(judged["label"]))

@@ -49,6 +49,7 @@ from course_utils.exercises import check
 from course_utils.methods import count_parameters
 from course_utils.metrics import majority_accuracy
 from course_utils.plots import bars
+from course_utils.timing import in_turn
 from course_utils.training import TrainingConfig, evaluate, fit, predict
 
 # %% [markdown]
@@ -242,19 +243,10 @@ print("the student keeps more than 90% of its teacher's accuracy")
 # three seeds turn this round by about a point; where labels are plenty, neither is far ahead. What both students have
 # won is speed.
 
-
 # %% tags=["nbval-ignore-output"]
-def seconds(model):
-    """The best of three passes over the validation tweets."""
-    times = []
-    for _ in range(3):
-        started = time.perf_counter()
-        predict(model, validation)
-        times.append(time.perf_counter() - started)
-    return min(times)
-
-
-faster = seconds(teacher) / seconds(student)
+runs = {"teacher": lambda: predict(teacher, validation), "student": lambda: predict(student, validation)}
+times = in_turn(runs, rounds=3, warm_up=1, clock=time.perf_counter)
+faster = times["teacher"].min() / times["student"].min()
 print(f"the student is {faster:.1f} times as fast")
 
 # %%

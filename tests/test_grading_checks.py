@@ -75,11 +75,13 @@ def test_wrong_and_right_answers_are_judged_from_afar_as_in_the_notebook(name: s
 BESIDE = {
     "adapters.places",
     "choosing.fits",
+    "comparison.vectors",
     "evaluation.mend",
     "llama.read",
     "map_of_peft.count",
     "map_of_peft.families",
     "p_tuning.finish",
+    "serving.latency",
     "training_loop.accumulate",
     "training_loop.epoch",
     "why.freeze",

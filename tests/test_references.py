@@ -13,7 +13,7 @@ ENTRIES = re.findall(r"^@(\w+)\{([^,\s]+),\n(.*?)^\}", BIBLIOGRAPHY, re.MULTILIN
 KEYS = [key for _, key, _ in ENTRIES]
 FIELDS = {key: dict(re.findall(r"^\s*(\w+)\s*=\s*\{(.*)\},?\s*$", body, re.MULTILINE)) for _, key, body in ENTRIES}
 #: Works that have neither a DOI nor an arXiv number, and can only be given by their address.
-ADDRESS_ONLY = {"mangrulkar2022peft", "krippendorff2011alpha"}
+ADDRESS_ONLY = {"mangrulkar2022peft", "krippendorff2011alpha", "holm1979"}
 
 
 def cited() -> dict[str, set[str]]:

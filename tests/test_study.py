@@ -91,7 +91,7 @@ def test_both_sides_of_a_contest_train_the_same(method: str) -> None:
     trained, losses = [], []
     for build in SIDES.values():
         model = build(contest, Place()).train()
-        bench._step(model, bench._optimizer(model), batch, 1)
+        bench.take_step(model, bench.make_optimizer(model), batch, 1)
         trained.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
         logits = model.eval()(**batch).logits
         losses.append(torch.nn.functional.cross_entropy(logits, batch["labels"]).item())

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
+from course_utils.exercises.cases import listed, names, same
 from course_utils.exercises.registry import Wrong, call, compare, exercise, number
 from course_utils.memory import METHODS, SHAPES, Memory, Shape, training_memory
 
@@ -21,41 +22,6 @@ _RATE = "How many runs"
 
 Rows = dict[str, tuple[float, int]]
 Runs = list[dict[str, float]]
-
-
-def _same(
-    outcomes: Sequence[Any],
-    cases: Sequence[tuple[Any, ...]],
-    right: Callable[..., Any],
-    mistakes: Iterable[tuple[Callable[..., Any], str]],
-    say: Callable[[tuple[Any, ...], Any, Any], str],
-) -> None:
-    """Accept the outcomes of the right function; else name the mistake that gives the same outcomes, or the case."""
-    expected = [right(*case) for case in cases]
-    if list(outcomes) == expected:
-        return
-    for wrong, message in mistakes:
-        if list(outcomes) == [wrong(*case) for case in cases]:
-            raise Wrong(message)
-    for case, outcome, wanted in zip(cases, outcomes, expected, strict=True):
-        if outcome != wanted:
-            raise Wrong(say(case, wanted, outcome))
-
-
-def _names(value: Any, known: Iterable[str]) -> frozenset[str]:
-    """The learner's names, in any order."""
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        raise Wrong(f"Expected a list of names, got {type(value).__name__}.")
-    names = list(value)
-    if unknown := [name for name in names if name not in set(known)]:
-        raise Wrong(f"{unknown[0]!r} is none of the names that your function was given: return {', '.join(known)}.")
-    if len(names) != len(set(names)):
-        raise Wrong("A name stands in your list twice.")
-    return frozenset(names)
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
 
 
 # --- memory ---------------------------------------------------------------------------------------------------------
@@ -98,7 +64,7 @@ def _fits(answer: Any) -> None:
     outcomes = []
     for case in _BUDGETS:
         try:
-            outcomes.append(_names(call(answer, *case), METHODS))
+            outcomes.append(names(call(answer, *case), METHODS))
         except ValueError as error:
             if case[2] != "nf4":
                 raise
@@ -135,11 +101,11 @@ def _fits(answer: Any) -> None:
     def say(case: tuple[Any, ...], wanted: Any, outcome: Any) -> str:
         shape, budget, *setting = case
         return (
-            f"For {shape.title} with {budget:g} GB and {', '.join(map(str, setting))}: {_listed(wanted)}. "
-            f"Your function says: {_listed(outcome)}."
+            f"For {shape.title} with {budget:g} GB and {', '.join(map(str, setting))}: {listed(wanted)}. "
+            f"Your function says: {listed(outcome)}."
         )
 
-    _same(outcomes, _BUDGETS, _fitting, mistakes, say)
+    same(outcomes, _BUDGETS, _fitting, mistakes, say)
 
 
 # --- the front ------------------------------------------------------------------------------------------------------
@@ -198,7 +164,7 @@ def _one_of_twins(rows: Rows) -> frozenset[str]:
     section=_FRONT,
 )
 def _pareto(answer: Any) -> None:
-    outcomes = [_names(call(answer, copy.deepcopy(rows)), rows) for (rows,) in _TABLES]
+    outcomes = [names(call(answer, copy.deepcopy(rows)), rows) for (rows,) in _TABLES]
     twins = "Two rows that are equal do not beat each other: to beat, a row must be better in at least one of the two."
     mistakes = [
         (
@@ -233,12 +199,12 @@ def _pareto(answer: Any) -> None:
             "These are the beaten ones. Return those that no other row beats.",
         ),
     ]
-    _same(
+    same(
         outcomes,
         _TABLES,
         _front,
         mistakes,
-        lambda case, wanted, outcome: f"For {case[0]} it is {_listed(wanted)}; your function says {_listed(outcome)}.",
+        lambda case, wanted, outcome: f"For {case[0]} it is {listed(wanted)}; your function says {listed(outcome)}.",
     )
 
 
@@ -404,7 +370,7 @@ def _rate(answer: Any) -> None:
             raise Wrong(
                 f"{outcome:g} is none of the learning rates {', '.join(f'{r:g}' for r in allowed)}. Return one."
             )
-    _same(
+    same(
         outcomes,
         _SEARCHES,
         _rule,

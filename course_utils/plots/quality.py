@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from course_utils import results
+from course_utils.comparison import front
 from course_utils.plots.base import COLOURS, Picture, bars, make_axes, percent_axis
+from course_utils.plots.map_of_peft import FAMILIES
 
 
 def ways_to_a_classifier() -> Picture:
@@ -102,3 +105,72 @@ def seeds(keys: Sequence[str]) -> Picture:
     figure.legend(fontsize=9, loc="outside lower center", ncols=3, frameon=False)
     said.reverse()
     return Picture(figure, f"Dots for the seeds and a line for their mean. {'; '.join(said)}. Dashed: {majority:.1%}.")
+
+
+def accuracy_against_prices(
+    methods: Mapping[str, Mapping[str, Any]], prices: Mapping[str, Mapping[str, float]]
+) -> Picture:
+    """Test accuracy of all methods against two prices, with the line of those that no other method beats.
+
+    Beaten methods are pale. A method that belongs to no family of the book is shown as a new one.
+
+    Args:
+        methods: rows of the study; from scratch is left out.
+        prices: label of an axis → method → price; a method without a price is not drawn on that side.
+    """
+    families = {key: family for family, keys in FAMILIES.items() for key in keys}
+    shown = {key: families.get(key, _NEW) for key in methods if key != "scratch"}
+    figure, both = make_axes(9.6, 5.0, columns=len(prices))
+    said = []
+    for axes, (label, price) in zip(both, prices.items(), strict=True):
+        said.append(f"accuracy against {label}; {_scatter(axes, methods, price, shown)}")
+        drawn = [cost for key, cost in price.items() if key in shown]
+        axes.set(xscale="log" if max(drawn) > 20 * min(drawn) else "linear", xlabel=label)
+        axes.margins(x=0.14)
+        percent_axis(axes)
+    best = max((methods[key] for key in shown), key=lambda row: row["accuracy"]["mean"])
+    low, high = best["accuracy"]["low"], best["accuracy"]["high"]
+    for axes in both:
+        axes.axhspan(low, high, color="grey", alpha=0.15, linewidth=0, label="95% interval of the best")
+        axes.set_ylim(min(methods[key]["accuracy"]["mean"] for key in shown) - 0.02, high + 0.01)
+    both[0].set_ylabel(f"test accuracy, mean of {len(best['seeds'])} seeds")
+    for family, (colour, marker) in _STYLES.items():
+        if family in shown.values():
+            both[0].plot([], [], marker, color=colour, label=family)
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
+    return Picture(
+        figure,
+        f"Two scatter charts. Test {said[0]}. Test {said[1]}. "
+        f"A band marks the 95% interval of {best['title']}, {low:.1%} to {high:.1%}.",
+    )
+
+
+def _scatter(
+    axes: Any, methods: Mapping[str, Mapping[str, Any]], price: Mapping[str, float], families: Mapping[str, str]
+) -> str:
+    """Draw the methods and the line of the unbeaten ones; the sentence for the alternative text."""
+    points = {key: (float(methods[key]["accuracy"]["mean"]), float(price[key])) for key in families if key in price}
+    unbeaten = front(points)
+    for key, (accuracy, cost) in points.items():
+        colour, marker = _STYLES[families[key]]
+        axes.plot(cost, accuracy, marker, color=colour, markersize=8, alpha=1 if key in unbeaten else 0.45)
+    axes.step([points[key][1] for key in unbeaten], [points[key][0] for key in unbeaten], where="post", **_LINE)
+    for number, key in enumerate(unbeaten, start=1):
+        accuracy, cost = points[key]
+        # Numbers stand above and below in turn, because the best methods lie close together.
+        offset = (0, 8) if number % 2 else (0, -16)
+        axes.annotate(str(number), (cost, accuracy), offset, textcoords="offset points", fontsize=9, ha="center")
+    names = "\n".join(f"{number} {methods[key]['title']}" for number, key in enumerate(unbeaten, start=1))
+    axes.text(0.98, 0.62, f"not beaten:\n{names}", transform=axes.transAxes, fontsize=9, ha="right", va="top")
+    listed = ", ".join(f"{methods[key]['title']} ({points[key][0]:.1%}, {points[key][1]:,.0f})" for key in unbeaten)
+    beaten = ", ".join(
+        f"{methods[key]['title']} ({accuracy:.1%}, {cost:,.0f})"
+        for key, (accuracy, cost) in points.items()
+        if key not in unbeaten
+    )
+    return f"not beaten, from the cheapest on: {listed}; beaten: {beaten or 'none'}"
+
+
+_NEW = "new"
+_STYLES = dict(zip((*FAMILIES, _NEW), zip(("#000000", *COLOURS), "xs^voP", strict=False), strict=True))
+_LINE: dict[str, Any] = {"color": "grey", "linestyle": "--", "linewidth": 1, "label": "joins what no other beats"}

@@ -1,0 +1,217 @@
+"""The checks of chapter 23, Scaling out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from course_utils.exercises.registry import Wrong, call, compare, exercise, number, random_tensors, tensor
+
+_FORMULA = "The formula, beside the code"
+
+
+# --- shares ---------------------------------------------------------------------------------------------------------
+
+
+@exercise(
+    "scaling_out.shares",
+    points=2,
+    passes="Every text once, and no process has more than one text more than another.",
+    section=_FORMULA,
+)
+def _shares(answer: Any) -> None:
+    for texts, processes in ((8, 2), (7, 2), (11, 4)):
+        batch = [10 * number_ + 3 for number_ in range(texts)]
+        given = list(batch)
+        shares = [_list(call(answer, given, rank, processes)) for rank in range(processes)]
+        if given != batch:
+            raise Wrong("Your function changes the batch itself. Make a new list.")
+        _judge_shares(batch, shares)
+
+
+def _list(share: Any) -> list[int]:
+    if not isinstance(share, (list, tuple)):
+        raise Wrong(f"Expected a list of texts, got {type(share).__name__}.")
+    return list(share)
+
+
+def _judge_shares(batch: list[int], shares: list[list[int]]) -> None:
+    processes, together = len(shares), sorted(text for share in shares for text in share)
+    if all(sorted(share) == batch for share in shares):
+        raise Wrong("Every process has the whole batch: all compute the same, and nothing is gained.")
+    if all(share == shares[0] for share in shares[1:]):
+        raise Wrong("All processes have the same texts. Use the rank.")
+    if unknown := set(together) - set(batch):
+        raise Wrong(f"{sorted(unknown)[0]} is no text of the batch. Are these positions? Return the texts themselves.")
+    if missing := set(batch) - set(together):
+        raise Wrong(
+            f"{len(batch)} texts among {processes} processes: {len(missing)} of them belong to nobody. A batch need "
+            "not divide evenly; no text may be lost."
+        )
+    if len(together) > len(batch):
+        raise Wrong("A text comes twice. Filling up with texts seen before counts them twice in the gradient.")
+    sizes = [len(share) for share in shares]
+    if max(sizes) - min(sizes) > 1:
+        raise Wrong(f"The shares have the sizes {sizes}: all wait for the largest. Let them differ by one at most.")
+
+
+# --- the gradient ---------------------------------------------------------------------------------------------------
+
+
+@exercise(
+    "scaling_out.all_reduce",
+    points=3,
+    passes="It is the gradient of the whole batch, also when the shares are unequal.",
+    section=_FORMULA,
+)
+def _all_reduce(answer: Any) -> None:
+    X, y = random_tensors((7, 3), (7,))
+    w = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+    parts = (slice(0, 4), slice(4, 6), slice(6, 7))
+    gradients, counts = [_gradient(w, X[part], y[part]) for part in parts], [4, 2, 1]
+    kept = [g.clone() for g in gradients]
+    got = tensor(call(answer, gradients, counts), (3,), "the gradient")
+    if not all(torch.equal(one, other) for one, other in zip(kept, gradients, strict=True)):
+        raise Wrong("Your function changes the processes' gradients in place. Make a new tensor.")
+    total = sum(n * g for n, g in zip(counts, gradients, strict=True))
+    inverse = sum(g / n for n, g in zip(counts, gradients, strict=True))
+    compare(
+        got,
+        _gradient(w, X, y),
+        [
+            (
+                sum(gradients) / 3,
+                "That is the plain mean. A process with few texts then counts as much as one with many.",
+            ),
+            (
+                sum(gradients),
+                "The gradients are only added. Each is a mean already: the sum is several times too long.",
+            ),
+            (total, "Divide by the number of texts of all processes."),
+            (total / 3, "You divide by the number of processes. Divide by the number of texts."),
+            (inverse, "You divide each gradient by its texts, and it is a mean already. *Multiply* by the texts."),
+            (gradients[0], "That is the gradient of the first process alone."),
+        ],
+        "It is not the gradient of the whole batch. Weigh each gradient by its share of the texts.",
+    )
+
+
+def _gradient(w: torch.Tensor, X: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Of the mean squared error of a linear model."""
+    return 2 * X.T @ (X @ w - y) / len(y)
+
+
+@exercise(
+    "scaling_out.loss_factor",
+    points=2,
+    passes="DDP's plain mean now gives the gradient of the whole batch.",
+    section=_FORMULA,
+)
+def _loss_factor(answer: Any) -> None:
+    for own, whole, processes in ((3, 5, 2), (1, 12, 4), (4, 8, 2)):
+        compare(
+            number(call(answer, own, whole, processes)),
+            processes * own / whole,
+            [
+                (own / whole, "DDP divides by the number of processes. With own / whole alone it is averaged twice."),
+                (1.0, "With the factor 1, a process with few texts counts as much as one with many."),
+                (processes, "Where are the shares? The factor depends on how many texts this process has."),
+                (whole / own / processes, "It is upside down: a process with more texts must count more."),
+                (own / whole / processes, "DDP divides by the number of processes. Do not divide again: multiply."),
+                (own / processes, "Divide by the texts of the whole batch."),
+            ],
+            f"For {own} of {whole} texts and {processes} processes it should be {processes * own / whole:g}.",
+        )
+
+
+# --- bytes ----------------------------------------------------------------------------------------------------------
+
+
+@exercise(
+    "scaling_out.traffic",
+    points=2,
+    passes="Each process sends about twice the bytes of the gradients, however many processes there are.",
+    section="What is sent",
+)
+def _traffic(answer: Any) -> None:
+    for trained, processes in ((22_713_986, 8), (74_498, 2)):
+        right = 2 * (processes - 1) / processes * 4 * trained
+        compare(
+            number(call(answer, trained, processes)),
+            right,
+            [
+                (right / 2, "That is one of the two rounds. First the sums are formed, then they are handed round."),
+                (right / 4, "You count numbers, not bytes: a float32 has four."),
+                (8 * trained, "Nobody sends to itself: it is (R - 1) / R of twice the bytes."),
+                (4 * trained, "That is the size of the gradients. How often does each part travel?"),
+                (2 * (processes - 1) * 4 * trained, "Each message is only one part of R: divide by the processes."),
+                (right * processes, "That is what all processes together send. How much does one of them?"),
+            ],
+            "It is not 2 · (R - 1) / R · bytes.",
+        )
+
+
+@exercise(
+    "scaling_out.zero",
+    points=3,
+    passes="Each stage divides one thing more; the third divides all.",
+    section="A model that does not fit",
+)
+def _zero(answer: Any) -> None:
+    weights = 7_000_000_000
+    for processes in (8, 3):
+        parts = {0: 16, 1: 4 + 12 / processes, 2: 2 + 14 / processes, 3: 16 / processes}
+        for stage, per_weight in parts.items():
+            got = number(call(answer, weights, processes, stage)) / weights
+            mistakes = [
+                (16 / processes, f"In stage {stage} not everything is divided; the rest is whole in every process."),
+                (16.0, f"In stage {stage} something is divided among the processes."),
+                (
+                    {1: 4 + 8 / processes, 2: 2 + 10 / processes, 3: 12 / processes, 0: 12}[stage],
+                    "The optimiser keeps 12 bytes a weight in mixed precision: two moments, and the weight in 32 bits.",
+                ),
+                (parts.get(stage + 1, 0), f"That is stage {stage + 1}."),
+                (parts.get(stage - 1, 0), f"That is stage {stage - 1}."),
+                (per_weight * processes, "That is the sum over all processes. How much does one hold?"),
+                (per_weight / 1e9, "Return bytes, not GB."),
+            ]
+            compare(got, per_weight, mistakes, f"Stage {stage} on {processes} processes is not right.")
+
+
+# --- saving ---------------------------------------------------------------------------------------------------------
+
+
+@exercise(
+    "scaling_out.save_once",
+    points=2,
+    passes="One process writes, and nobody goes on before it has.",
+    section="What goes wrong in practice",
+)
+def _save_once(answer: Any) -> None:
+    if not callable(answer):
+        raise Wrong(f"Expected a function, got {type(answer).__name__}.")
+    calls = [_calls(answer, rank) for rank in range(3)]
+    savers = [rank for rank, done in enumerate(calls) if "save" in done]
+    waiters = [rank for rank, done in enumerate(calls) if "wait" in done]
+    if not savers:
+        raise Wrong("Nobody saves. `save` is a function: did you call it, `save()`?")
+    if len(savers) > 1:
+        raise Wrong("Several processes write the same file at the same time, and may destroy it. Let rank 0 do it.")
+    if savers != [0]:
+        raise Wrong("There need not be a rank other than 0. Let rank 0 save, then it works in one process, too.")
+    if not waiters:
+        raise Wrong("Nobody waits: the others may load the file, or end the job, before it is written.")
+    if len(waiters) < 3:
+        raise Wrong("Only some processes wait. `wait` returns when *all* have called it: these wait for ever.")
+    if calls[0].index("wait") < calls[0].index("save"):
+        raise Wrong("Rank 0 waits before it saves, so the others go on while it writes. Save first.")
+    if any(len(done) != len(set(done)) for done in calls):
+        raise Wrong("Something is called twice. A second `wait` in one process alone waits for ever.")
+
+
+def _calls(answer: Callable[..., Any], rank: int) -> list[str]:
+    done: list[str] = []
+    answer(rank, lambda: done.append("save"), lambda: done.append("wait"))
+    return done
