@@ -174,6 +174,8 @@ def fit(
     _restart(train)
     method: MethodConfig = getattr(model, "tuning", None) or FullConfig()
     optimizer = torch.optim.AdamW(_groups(trained, method, config))
+    texts = _batch_size(train) * config.accumulate * (1 if config.split_batches else accelerator.num_processes)
+    said = f"training on {accelerator.device.type}, {config.precision}, {texts} texts a step"
     train = share(train, accelerator) if config.split_batches else accelerator.prepare(train)
     wrapped, optimizer, validation = accelerator.prepare(model, optimizer, validation)
     total = int(min(config.epochs * math.ceil(len(train) / config.accumulate), config.max_steps or math.inf))
@@ -183,7 +185,7 @@ def fit(
     history, best, started = History(), _Best(trained), time.perf_counter()
     # Not `disable=False` for the main process: that would overrule the variable TQDM_DISABLE.
     silent: dict[str, Any] = {} if accelerator.is_main_process else {"disable": True}
-    bar = tqdm(total=total, unit="step", desc="training", **silent)
+    bar = tqdm(total=total, unit="step", desc=said, **silent)
     try:
         for epoch in range(1, config.epochs + 1):
             wrapped.train()
@@ -224,6 +226,12 @@ def fit(
         optimizer.zero_grad()
         history.seconds = time.perf_counter() - started
     return history
+
+
+def _batch_size(loader: DataLoader) -> int:
+    """Texts in a batch; a sampler of our own says it, like PyTorch's."""
+    sampler: Any = loader.batch_sampler
+    return int(getattr(sampler, "batch_size", None) or loader.batch_size or 1)
 
 
 def learning_rates(config: TrainingConfig, total: int) -> list[float]:

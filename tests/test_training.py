@@ -548,7 +548,11 @@ def test_two_processes(tmp_path: Path) -> None:
     assert set(seen) == set(range(44))
     assert first["evaluation"][0]["n"] == 21  # each validation text counts once
 
-    bars = [line for line in result.stderr.replace("\r", "\n").splitlines() if line.startswith("training: 100%")]
+    bars = [
+        line
+        for line in result.stderr.replace("\r", "\n").splitlines()
+        if line.startswith("training on cpu, fp32, ") and "100%" in line
+    ]
     assert any("6/6" in line for line in bars)
     assert sum("6/6" in line for line in bars) <= 2  # one bar a run, not one a process
 
