@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, DEVICE, HIDDEN, Batch, make, make_batch, noise
+from models import ALL_MODELS, CLASSIFIERS, DEVICE, HIDDEN, Batch, agree, make, make_batch, noise
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from test_lora import plain_name, relative
@@ -97,7 +97,7 @@ def pair(
 
 
 def differences(ours: nn.Module, theirs: PeftModel, batch: Batch, *, seed: int = 0) -> dict[str, float]:
-    """What is not bit-equal after one forward and backward pass, and how large the relative difference is."""
+    """What does not agree after one forward and backward pass (see `models.agree`), and the relative difference."""
     outputs = []
     for model in (ours, theirs):
         model.zero_grad()
@@ -110,7 +110,7 @@ def differences(ours: nn.Module, theirs: PeftModel, batch: Batch, *, seed: int =
         assert gradient is not None
         assert parameter.grad is not None
         pairs[f"gradient of {name}"] = (gradient, parameter.grad)
-    return {name: relative(*both) for name, both in pairs.items() if not torch.equal(*both)}
+    return {name: relative(*both) for name, both in pairs.items() if not agree(*both)}
 
 
 # --- equal to peft --------------------------------------------------------------------------------------------------
@@ -132,10 +132,12 @@ def test_a_fresh_dora_changes_nothing_and_starts_as_peft_s(kind: str) -> None:
 def test_forward_and_gradients_equal_peft(kind: str, config: DoRAConfig) -> None:
     batch = make_batch(kind)
     assert differences(*pair(kind, config, layer=FormedDelta), batch) == {}
-    assert max(differences(*pair(kind, config, torch.float64), batch).values()) <= 1e-12
+    assert max(differences(*pair(kind, config, torch.float64), batch).values(), default=0) <= 1e-12
     ours, theirs = pair(kind, config)
     found = differences(ours, theirs, batch)
-    assert found["logits"] <= 1e-6 and max(found.values()) <= 4e-6  # the same formula: only float32 rounds
+    assert (
+        found.get("logits", 0) <= 1e-6 and max(found.values(), default=0) <= 4e-6
+    )  # the same formula: only float32 rounds
     assert not torch.allclose(ours(**batch).logits, make(kind)(**batch).logits, rtol=1e-2)  # DoRA does do something
 
 
@@ -166,7 +168,7 @@ def ten_steps(ours: nn.Module, theirs: PeftModel, kind: str) -> dict[str, tuple[
 @pytest.mark.parametrize("kind", ALL_MODELS)
 def test_ten_steps_give_peft_s_weights(kind: str) -> None:
     for name, both in ten_steps(*pair(kind, layer=FormedDelta), kind).items():
-        assert torch.equal(*both), name
+        assert agree(*both, 1e-3), name
     # Adam divides by the size of a gradient, so where it is close to zero rounding may turn a step around: the whole
     # must agree, not each number.
     weights = ten_steps(*pair(kind), kind).values()
@@ -250,7 +252,7 @@ def test_merged_equals_unmerged_and_peft(kind: str) -> None:
         assert relative(merged, unmerged) <= 1e-6
         reference = theirs.merge_and_unload()(**batch).logits
         assert relative(merged, reference) <= 1e-6
-        assert torch.equal(merge(pair(kind, layer=FormedDelta)[0])(**batch).logits, reference)
+        assert agree(merge(pair(kind, layer=FormedDelta)[0])(**batch).logits, reference)
 
 
 @pytest.mark.parametrize(("dtype", "gate"), [(torch.bfloat16, 5e-3), (torch.float16, 1e-3)], ids=str)
@@ -262,12 +264,12 @@ def test_half_precision_equals_peft(kind: str, dtype: torch.dtype, gate: float) 
     batch = make_batch(kind)
     with torch.no_grad():
         assert ours(**batch).logits.dtype == dtype
-        assert torch.equal(ours(**batch).logits, theirs(**batch).logits)
+        assert agree(ours(**batch).logits, theirs(**batch).logits, gate)
         unmerged = layer(x).float()
         reference = theirs.merge_and_unload().state_dict()
         for name, tensor in merge(ours).state_dict().items():
             assert tensor.dtype == reference[name].dtype
-            assert torch.equal(tensor, reference[name]), name
+            assert agree(tensor, reference[name], gate), name
         assert relative(layer.base(x).float(), unmerged) <= gate
 
 
