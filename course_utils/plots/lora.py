@@ -36,6 +36,8 @@ def grid() -> Picture:
             points = ", ".join(f"{loss:.3f} at {rate:g}" for rate, loss in zip(rates, losses, strict=True))
             said.append(f"{target}, rank {rank}: {points}")
         axes.set(xscale="log", xlabel="learning rate", ylim=(0, 1.1 * max(row["validation_loss"] for row in rows)))
+        axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
+        axes.minorticks_off()
         axes.set_title(target, fontsize=10)
     both[0].set_ylabel("validation loss")
     both[0].legend(fontsize=9)
