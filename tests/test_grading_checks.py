@@ -81,6 +81,7 @@ BESIDE = {
     "map_of_peft.count",
     "map_of_peft.families",
     "p_tuning.finish",
+    "scaling_out.save_once",
     "serving.latency",
     "training_loop.accumulate",
     "training_loop.epoch",
