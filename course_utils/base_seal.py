@@ -74,28 +74,32 @@ def seal(model: nn.Module, folder: str | Path) -> Path:
     return path
 
 
-def check_seal(model: nn.Module, folder: str | Path, *, required: bool = True) -> None:
-    """Raise `CheckpointError` if the checkpoint was sealed with another base than `model`.
+def check_seal(model: nn.Module, *folders: str | Path, required: bool = True) -> None:
+    """Raise `CheckpointError` if a checkpoint was sealed with another base than `model`, whose weights are read once.
 
     Args:
         model: the base that is about to serve.
-        folder: of the checkpoint.
+        folders: of the checkpoints.
         required: whether a checkpoint without a seal is refused.
     """
-    path = Path(folder) / SEAL
-    if not path.is_file():
-        if required:
+    found = None
+    for folder in folders:
+        path = Path(folder) / SEAL
+        if not path.is_file():
+            if required:
+                raise CheckpointError(
+                    f"{folder} has no {SEAL}; write it with seal(model, folder) where the adapter is trained"
+                )
+            continue
+        try:
+            stored = json.loads(path.read_text("utf-8"))["sha256"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
-                f"{folder} has no {SEAL}; write it with seal(model, folder) where the adapter is trained"
+                f"{path} cannot be read: {error!r}; write it again with seal(model, folder)"
+            ) from error
+        found = found or fingerprint(model)
+        if found != stored:
+            raise CheckpointError(
+                f"the adapter in {folder} was trained on another base: its seal begins with {str(stored)[:8]}, this "
+                f"base's with {found[:8]}. Load the base that it was trained on, in the same number format"
             )
-        return
-    try:
-        stored = json.loads(path.read_text("utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error!r}; write it again with seal(model, folder)") from error
-    found = fingerprint(model)
-    if found != stored:
-        raise CheckpointError(
-            f"the adapter in {folder} was trained on another base: its seal begins with {str(stored)[:8]}, this base's "
-            f"with {found[:8]}. Load the base that it was trained on, in the same number format"
-        )

@@ -52,6 +52,12 @@ class SharedBatches(Sampler[list[int]]):
             yield batch[self.rank :: self.processes]
 
 
+def batch_size(loader: DataLoader) -> int | None:
+    """Texts in a batch, as PyTorch's samplers and ours say it; None for a loader that cuts no batches."""
+    size: int | None = getattr(loader.batch_sampler, "batch_size", None)
+    return size
+
+
 def share(loader: DataLoader, accelerator: Accelerator) -> DataLoader:
     """A loader of this process's share of each batch, on this process's device.
 
@@ -63,7 +69,7 @@ def share(loader: DataLoader, accelerator: Accelerator) -> DataLoader:
         SharingError: a batch, perhaps the last one, holds fewer texts than there are processes.
     """
     processes = accelerator.num_processes
-    size = getattr(loader.batch_sampler, "batch_size", None)
+    size = batch_size(loader)
     if size is None:
         raise SharingError("the loader cuts no batches: give DataLoader a batch_size, or a sampler that has one")
     texts = len(cast(Any, loader.dataset))

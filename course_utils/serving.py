@@ -54,6 +54,7 @@ class MixedLoRA(nn.Module):
         if not folders:
             raise MethodError("there is no adapter to serve; hand over a dictionary, name → folder of a checkpoint")
         heads = _head_layers(model)
+        check_seal(model, *folders.values(), required=False)
         for name, folder in folders.items():
             _rehearse(model, name, folder)
         self.names = tuple(folders)
@@ -189,7 +190,6 @@ def _head_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 def _rehearse(model: nn.Module, name: str, folder: str | Path) -> None:
     """Load into a copy without memory, so that an error leaves the model as it is."""
-    check_seal(model, folder, required=False)
     rehearsal = load(without_memory(model), folder)
     config: Any = rehearsal.tuning
     if type(config) not in (LoRAConfig, LoRAPlusConfig):

@@ -14,7 +14,6 @@ import argparse
 import gc
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from torch import nn
@@ -35,6 +35,7 @@ from course_utils.memory import SHAPES, peak_memory, training_memory
 from course_utils.methods import FullConfig, LoRAConfig, inject, trainable_parameters
 from course_utils.study import ENTRIES
 from course_utils.study_parallel import configs, difference, train_by_fit
+from course_utils.timing import in_turn
 
 COMMAND = "python -m course_utils study-scaling"
 LENGTH, BATCHES = 128, (8, 16, 32)
@@ -228,18 +229,15 @@ def cost(repeats: int = 7) -> dict[str, Any]:
     }
     models = {name: prepared("lora-qv", again) for name, (_, _, again) in ways.items()}
     whole = random_batch(32)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, (_, size, _) in ways.items():
-            started = time.perf_counter()
-            _gradients(models[name], whole, size)
-            seconds[name].append(time.perf_counter() - started)
+    runs = {name: partial(_gradients, models[name], whole, size) for name, (_, size, _) in ways.items()}
+    times = in_turn(runs, repeats - 1, warm_up=1, clock=time.perf_counter)
     rows = {}
     for name, (title, size, again) in ways.items():
-        milliseconds = 1000 * statistics.median(seconds[name][1:])  # the first one warms up
-        ratio = statistics.median([a / b for a, b in zip(seconds[name][1:], seconds["plain"][1:], strict=True)])
+        ratio = float(np.median(times[name] / times["plain"]))
         peak = round(peak_bytes("lora-qv", size, again) / 1e6, 1)
-        rows[name] = {"title": title, "ms": round(milliseconds), "ratio": round(ratio, 2), "peak_mb": peak}
+        rows[name] = {
+            "title": title, "ms": round(float(np.median(times[name]))), "ratio": round(ratio, 2), "peak_mb": peak,
+        }  # fmt: skip
     return rows
 
 

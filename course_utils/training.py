@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import get_constant_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from course_utils.distributed import share
+from course_utils.distributed import batch_size, share
 from course_utils.methods.base import MethodConfig
 from course_utils.methods.counting import trainable_parameters
 from course_utils.methods.selective import FullConfig
@@ -174,7 +174,7 @@ def fit(
     _restart(train)
     method: MethodConfig = getattr(model, "tuning", None) or FullConfig()
     optimizer = torch.optim.AdamW(_groups(trained, method, config))
-    texts = _batch_size(train) * config.accumulate * (1 if config.split_batches else accelerator.num_processes)
+    texts = (batch_size(train) or 1) * config.accumulate * (1 if config.split_batches else accelerator.num_processes)
     said = f"training on {accelerator.device.type}, {config.precision}, {texts} texts a step"
     train = share(train, accelerator) if config.split_batches else accelerator.prepare(train)
     wrapped, optimizer, validation = accelerator.prepare(model, optimizer, validation)
@@ -226,12 +226,6 @@ def fit(
         optimizer.zero_grad()
         history.seconds = time.perf_counter() - started
     return history
-
-
-def _batch_size(loader: DataLoader) -> int:
-    """Texts in a batch; a sampler of our own says it, like PyTorch's."""
-    sampler: Any = loader.batch_sampler
-    return int(getattr(sampler, "batch_size", None) or loader.batch_size or 1)
 
 
 def learning_rates(config: TrainingConfig, total: int) -> list[float]:

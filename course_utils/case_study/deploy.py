@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +19,7 @@ from course_utils.case_study.serve import MODELS, Classifier
 from course_utils.checkpoints import save
 from course_utils.data import LengthBucketedSampler, encode
 from course_utils.methods import merge
+from course_utils.timing import in_turn
 
 TITLES = {
     "adapter": "PyTorch, LoRA not merged",
@@ -110,13 +111,11 @@ def _torch_run(model: nn.Module) -> Run:
 
 def _timed(runs: dict[str, Run], batches: list[Batch], rounds: int) -> dict[str, float]:
     """Milliseconds a text; the forms take turns, so that a slow moment hits all. The first round warms up."""
+
+    def over_all(run: Run) -> None:
+        for batch in batches:
+            run(batch)
+
     n = sum(len(batch["input_ids"]) for batch in batches)
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(rounds + 1):
-        for name, run in runs.items():
-            started = time.process_time()
-            for batch in batches:
-                run(batch)
-            if turn:
-                times[name].append(1000 * (time.process_time() - started) / n)
-    return {name: float(np.median(values)) for name, values in times.items()}
+    times = in_turn({name: partial(over_all, run) for name, run in runs.items()}, rounds, warm_up=1)
+    return {name: float(np.median(values)) / n for name, values in times.items()}
