@@ -84,7 +84,7 @@ test: $(VENV)/installed-test assets
 # the book's tools or nbgrader stays out. The outputs of the two labs are run, but not compared: versions may differ.
 needs_more := book claims grading grading_checks grading_copy grading_nbgrader packaging pages reference_pages references
 units := $(filter-out $(needs_more:%=tests/test_%.py),$(wildcard tests/test_*.py))
-labs_of_both := labs/09_lora.ipynb solutions/09_lora.ipynb labs/12_prompt_tuning.ipynb solutions/12_prompt_tuning.ipynb
+labs_of_both := labs/09_lora.ipynb solutions/09_lora.ipynb labs/14_prefix_tuning.ipynb solutions/14_prefix_tuning.ipynb
 
 .venv-floors/installed .venv-newest/installed: .venv-%/installed: pyproject.toml tests/floors.py
 	$(say) "making the environment .venv-$* (it takes as much disk as the first one)"

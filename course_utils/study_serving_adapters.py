@@ -22,6 +22,7 @@ from course_utils.chat import encode_prompt
 from course_utils.checkpoints import load, save
 from course_utils.data import load_sentiment
 from course_utils.methods import LoRAConfig, MethodConfig, count_parameters, inject, merge, trainable_parameters
+from course_utils.methods.virtual_tokens import cache_name
 from course_utils.rated_tweets import answer, question
 from course_utils.serving import MixedLoRA
 from course_utils.switching import Adapters
@@ -149,11 +150,12 @@ def _stored_prefix(model: Any, tokenizer: Any, tweets: Any, rounds: int) -> dict
     asked = [encode_prompt(tokenizer, [*shots, *question(tweets["text"][place])]) for place in (10, 11)]
     same = next(i for i, (one, other) in enumerate(zip(*asked, strict=False)) if one != other)
     whole = torch.tensor(asked[:1])
-    stored = model(whole[:, :same], use_cache=True).past_key_values
+    name = cache_name(model)
+    stored = model(whole[:, :same], use_cache=True)[name]
 
     def continued() -> torch.Tensor:
         # A copy: the model writes the keys and values of the question behind those of the prefix.
-        logits: torch.Tensor = model(whole[:, same:], past_key_values=deepcopy(stored)).logits[:, -1]
+        logits: torch.Tensor = model(whole[:, same:], **{name: deepcopy(stored)}).logits[:, -1]
         return logits
 
     def anew() -> torch.Tensor:

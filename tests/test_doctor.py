@@ -158,7 +158,7 @@ def test_a_broken_transformers(tmp_path: Path) -> None:
     state, said, remedy = found["packages"]
     assert state == "FAIL"
     assert said.startswith("importing course_utils.backbones fails: cannot import name")
-    assert remedy == f'{sys.executable} -m pip install --force-reinstall "transformers<6,>=5.15"'
+    assert remedy == f'{sys.executable} -m pip install --force-reinstall "transformers<5.24,>=5.15"'
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from cases import CASES, Case, move
 from models import ALL_MODELS, LANGUAGE_MODELS, Batch, make, make_batch, relative
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import Cache
 
 from course_utils.checkpoints import CheckpointError, load, save
 from course_utils.methods import (
@@ -20,6 +21,8 @@ from course_utils.methods import (
     LoRAConfig,
     MethodConfig,
     MethodError,
+    PrefixTuningConfig,
+    PromptTuningConfig,
     count_parameters,
     eject,
     inject,
@@ -27,7 +30,8 @@ from course_utils.methods import (
     trainable_parameters,
 )
 from course_utils.methods.base import AdaptedLayer
-from course_utils.methods.targets import find_head
+from course_utils.methods.targets import find_body, find_head
+from course_utils.methods.virtual_tokens import cache_name
 
 
 def every(*kinds: str) -> pytest.MarkDecorator:
@@ -332,3 +336,35 @@ def test_gradient_checkpointing(case: Case, kind: str, reentrant: bool) -> None:
         assert expected is not None
         assert parameter.grad is not None, name
         assert torch.allclose(parameter.grad, expected, rtol=1e-5, atol=1e-7), name
+
+
+def rename_cache(body: Any) -> None:
+    """Let a body call its cache `cache`, as those of transformers 5.24 do."""
+    name, compute = cache_name(body), body.forward
+
+    def forward(*inputs: Any, cache: Cache | None = None, **named: Any) -> Any:
+        output = compute(*inputs, **named | {name: cache})
+        output["cache"] = output[name]
+        return output
+
+    body.forward = forward
+
+
+@pytest.mark.parametrize("config", [PromptTuningConfig(virtual_tokens=3), PrefixTuningConfig(virtual_tokens=3)])
+@pytest.mark.parametrize("kind", LANGUAGE_MODELS)
+@torch.no_grad()
+def test_a_cache_goes_on_under_either_name(config: MethodConfig, kind: str) -> None:
+    """A name that is not known would start every step of `generate` with the virtual tokens again, without an error."""
+    tokens = make_batch(kind, rows=1)["input_ids"]
+    ends = []
+    for rename in (False, True):
+        body: Any = find_body(inject(make(kind), config))[1]
+        if rename:
+            rename_cache(body.base)
+            body.cache_name = cache_name(body.base)
+            assert body.cache_name == "cache"
+        start = body(tokens[:, :6], use_cache=True)
+        cache = start[body.cache_name]
+        assert cache.get_seq_length() == 3 + 6
+        ends.append(body(tokens[:, 6:], **{body.cache_name: cache}).last_hidden_state)
+    assert torch.equal(*ends)

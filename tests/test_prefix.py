@@ -44,6 +44,7 @@ from course_utils.methods import (
 )
 from course_utils.methods.prefix_body import PrefixBody
 from course_utils.methods.targets import find_body
+from course_utils.methods.virtual_tokens import cache_name
 
 K = 5
 DIRECT = PrefixTuningConfig(virtual_tokens=K)
@@ -265,7 +266,7 @@ def test_it_is_the_model_s_own_cache_filled_with_slices_of_the_table(kind: str) 
     cache = DynamicCache([(blocks[2 * layer], blocks[2 * layer + 1]) for layer in range(LAYERS)])
     seen = torch.ones(rows, K, dtype=torch.long, device=DEVICE)
     mask = torch.cat((seen, batch["attention_mask"]), dim=1)
-    inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, "past_key_values": cache}
+    inputs = {"input_ids": batch["input_ids"], "attention_mask": mask, cache_name(plain.base_model): cache}
     with torch.no_grad():
         part = plain.base_model(**inputs) if kind in ("bert", "roberta") else plain(**inputs)
         if kind == "bert":
@@ -283,7 +284,7 @@ def test_a_prefix_can_stand_for_real_tokens(kind: str) -> None:
     plain, model, tokens = make(kind), tuned(kind), make_batch(kind, rows=1, length=12)["input_ids"]
     with torch.no_grad():
         expected = plain(tokens).logits[:, K:]
-        cache = plain(tokens[:, :K], use_cache=True).past_key_values
+        cache = plain(tokens[:, :K], use_cache=True)[cache_name(plain)]
         columns = [t[0].transpose(0, 1).flatten(1) for layer in cache.layers for t in (layer.keys, layer.values)]
         body(model).prefix.get_parameter("embedding.weight").copy_(torch.cat(columns, dim=1))
         assert torch.allclose(model(tokens[:, K:]).logits, expected, atol=1e-5)

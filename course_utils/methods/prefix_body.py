@@ -11,15 +11,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache, DynamicCache, PretrainedConfig, PreTrainedModel
+from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from course_utils.methods.errors import MethodError
 from course_utils.methods.virtual_tokens import (
     AdaptedBody,
+    cache_name,
     cached_positions,
     check_length,
     extend_mask,
     position_range,
+    take_cache,
     text_positions,
     word_embeddings,
 )
@@ -52,6 +54,7 @@ class PrefixBody(AdaptedBody):
     def __init__(self, base: nn.Module, prefix: PrefixTable, dropout: float) -> None:
         super().__init__(base)
         self.positions = position_range(base)
+        self.cache_name = cache_name(base)
         self.shape = prefix_shape(self.base.config)
         self.prefix = prefix
         self.dropout = nn.Dropout(dropout)
@@ -62,7 +65,6 @@ class PrefixBody(AdaptedBody):
         *,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         **inputs: Any,
     ) -> Any:
         """Run the body on the text, with the prefix before it in every layer."""
@@ -70,7 +72,8 @@ class PrefixBody(AdaptedBody):
             refuse_gradient_checkpointing(self.base)
         batch, tokens = (inputs["inputs_embeds"] if input_ids is None else input_ids).shape[:2]
         k = self.prefix.virtual_tokens
-        seen = cached_positions(past_key_values)  # above 0 while generate goes on: the cache holds the prefix already
+        given = take_cache(inputs)
+        seen = cached_positions(given)  # above 0 while generate goes on: the cache holds the prefix already
         check_length(self.positions, k, max(seen - k, 0) + tokens)
         mask = extend_mask(attention_mask, k)
         if (
@@ -79,7 +82,7 @@ class PrefixBody(AdaptedBody):
             first = 0 if self.positions is None else self.positions.start
             position_ids = first + text_positions(attention_mask)[:, -tokens:]
         # The layers append to the cache that they are given, so every text needs a fresh one.
-        cache = DynamicCache() if past_key_values is None else past_key_values
+        cache = DynamicCache() if given is None else given
         if not seen:
             for layer, (keys, values) in enumerate(self.keys_and_values(batch)):
                 cache.update(keys, values, layer)
@@ -87,11 +90,10 @@ class PrefixBody(AdaptedBody):
             input_ids,
             attention_mask=mask,
             position_ids=None if position_ids is None else position_ids + k,
-            past_key_values=cache,
-            **inputs,
+            **inputs | {self.cache_name: cache},
         )
-        if past_key_values is None and inputs.get("use_cache") is False:
-            output.past_key_values = None  # Llama hands every cache back, even if none was asked for
+        if given is None and inputs.get("use_cache") is False:
+            setattr(output, self.cache_name, None)  # Llama hands every cache back, even if none was asked for
         return output
 
     def keys_and_values(self, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -113,9 +115,9 @@ def prefix_shape(config: PretrainedConfig) -> tuple[int, int, int]:
 def check_prefix(body: nn.Module, k: int) -> None:
     """Raise `MethodError` if the body takes no cache, checkpoints gradients, or has no more than k positions."""
     word_embeddings(body)
-    if "past_key_values" not in inspect.signature(body.forward).parameters:
+    if cache_name(body) not in inspect.signature(body.forward).parameters:
         raise MethodError(
-            f"{type(body).__name__} cannot start from given keys and values (past_key_values), so it takes no "
+            f"{type(body).__name__} cannot start from given keys and values, so it takes no "
             "prefix. Use BERT, RoBERTa, GPT-2 or a model of the Llama family, or use LoRA"
         )
     refuse_gradient_checkpointing(body)

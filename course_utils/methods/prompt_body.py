@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Cache
 from transformers.utils import ModelOutput
 
 from course_utils.methods.base import MethodConfig, trainable_dtype
@@ -33,10 +32,12 @@ from course_utils.methods.errors import MethodError, positive_integer
 from course_utils.methods.targets import find_body, replace_module
 from course_utils.methods.virtual_tokens import (
     AdaptedBody,
+    cache_name,
     cached_positions,
     check_length,
     extend_mask,
     position_range,
+    take_cache,
     text_positions,
     word_embeddings,
 )
@@ -92,6 +93,7 @@ class PromptBody(AdaptedBody):
         self.k = config.virtual_tokens
         self.pool = config.pool
         self.positions = position_range(base)
+        self.cache_name = cache_name(base)
 
     def forward(
         self,
@@ -101,11 +103,11 @@ class PromptBody(AdaptedBody):
         position_ids: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
         **others: Any,
     ) -> ModelOutput:
         """Run the body on [P; E(x)] and cut P off again."""
-        k, cached = self.k, cached_positions(past_key_values)  # above 0 while generate goes on: the cache holds P
+        cache = take_cache(others)
+        k, cached = self.k, cached_positions(cache)  # above 0 while generate goes on: the cache holds P
         x = word_embeddings(self.base)(input_ids) if inputs_embeds is None else inputs_embeds
         check_length(self.positions, k, max(cached - k, 0) + x.shape[1])
         mask = extend_mask(attention_mask, k)
@@ -125,7 +127,7 @@ class PromptBody(AdaptedBody):
             "attention_mask": mask,
             "position_ids": position_ids,
             "token_type_ids": token_type_ids,
-            "past_key_values": past_key_values,
+            self.cache_name: cache,
         }
         given = {name: value for name, value in inputs.items() if value is not None}
         output: ModelOutput = self.base(inputs_embeds=x, **given, **others | {"return_dict": True})

@@ -6,6 +6,7 @@ layer. Both wrap the transformer below the head, so that the head, the labels an
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -29,6 +30,22 @@ class AdaptedBody(AdaptedLayer):
             return getattr(super().__getattr__("base"), name)
 
 
+# transformers calls a key-value cache `cache` from 5.24 on, and called it `past_key_values` before.
+_CACHE_NAMES = ("cache", "past_key_values")
+
+
+def cache_name(body: nn.Module) -> str:
+    """What the body calls its key-value cache: the name of the argument and of the field in its output."""
+    new, old = _CACHE_NAMES
+    return new if new in inspect.signature(body.forward).parameters else old
+
+
+def take_cache(inputs: dict[str, Any]) -> Cache | None:
+    """Take the key-value cache out of the inputs of a body, under whichever name it came."""
+    found = [inputs.pop(name, None) for name in _CACHE_NAMES]
+    return next((cache for cache in found if cache is not None), None)
+
+
 def extend_mask(attention_mask: torch.Tensor | None, k: int) -> torch.Tensor | None:
     """Put k ones before the mask of the text, (batch, tokens) → (batch, k + tokens): every token sees the k positions.
 
@@ -50,20 +67,20 @@ def text_positions(attention_mask: torch.Tensor) -> torch.Tensor:
     return (torch.arange(attention_mask.shape[1], device=attention_mask.device) - padding).clamp(min=0)
 
 
-def cached_positions(past_key_values: Cache | None) -> int:
+def cached_positions(cache: Cache | None) -> int:
     """How many positions a key-value cache holds. Above 0, the k virtual ones are among them.
 
     Raises:
         MethodError: the cache has a fixed size, in which `generate` leaves no room for virtual tokens.
     """
-    if past_key_values is None:
+    if cache is None:
         return 0
-    if past_key_values.is_compileable:
+    if cache.is_compileable:
         raise MethodError(
             "virtual tokens need a key-value cache that grows, and this one has a fixed size. Leave out "
             "cache_implementation in generate: its default grows"
         )
-    return int(past_key_values.get_seq_length())
+    return int(cache.get_seq_length())
 
 
 def position_range(body: nn.Module) -> range | None:
