@@ -1,0 +1,78 @@
+"""The pretended device must refuse what a GPU refuses; else the tests that run on it could not fail."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+BEGIN = """
+import torch
+import pretend_gpu
+from torch import nn
+
+here, there = torch.arange(6.0).view(2, 3), torch.arange(6.0).view(2, 3).to("pretend")
+layer = nn.Linear(3, 2).to("pretend")
+"""
+
+
+def run(lines: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, because the device cannot be taken away again."""
+    return subprocess.run(
+        [sys.executable, "-c", BEGIN + lines], cwd=TESTS, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+MISTAKES = (
+    "there + here",
+    "layer(here)",
+    "nn.Linear(3, 2)(there)",
+    "torch.cat((there, here))",
+    "here[there[:, 0] > 0]",
+    "nn.Embedding(9, 2)(there.long())",
+    "torch.where(there > 1, there, here)",
+    "there.add_(here)",
+    "there.numpy()",
+    "there.__array__()",
+    "there @ torch.eye(3)",
+    "there @ torch.tensor([1.0, 2.0, 3.0])",
+    "nn.functional.cross_entropy(layer(there), torch.tensor([0, 1]))",
+)
+
+
+def test_two_places_in_one_operation_fail_as_on_a_gpu() -> None:
+    result = run(f"""
+for mistake in {MISTAKES!r}:
+    try:
+        eval(mistake)
+    except (RuntimeError, TypeError) as error:
+        assert "Expected all tensors to be on the same device" in str(error) or "to numpy" in str(error), mistake
+    else:
+        raise SystemExit(f"{{mistake}} was let through")
+""")
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_a_gpu_allows_works_and_gives_the_processor_s_numbers() -> None:
+    result = run("""
+near = nn.Linear(3, 2)
+far = nn.Linear(3, 2)
+far.load_state_dict(near.state_dict())
+weight = far.weight
+assert far.to("pretend").weight is weight and isinstance(weight, nn.Parameter)  # a move keeps the parameters
+for model, x in ((near, here), (far, there)):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+assert torch.equal(near.weight, far.weight.cpu())
+assert (there + torch.tensor(1.0)).device == there.device  # a number may come from the processor
+assert torch.equal(there[torch.tensor([1])].cpu(), here[[1]]) and torch.equal(there[[1]].cpu(), here[[1]])
+assert torch.tensor([1, 2], device="pretend").device == torch.eye(2, device="pretend").device == there.device
+assert torch.equal(there.copy_(here + 1).cpu(), here + 1)
+with torch.device("meta"):
+    assert torch.tensor([1]).device.type == "meta"
+""")
+    assert result.returncode == 0, result.stderr
