@@ -36,6 +36,7 @@ help:
 	@echo "make demo       try the case study's model in a browser (the first time it trains for some minutes)"
 	@echo "make doctor     check this computer"
 	@echo "make test-floors, make test-newest: the methods' tests with the lowest and with the newest versions admitted"
+	@echo "make test-device: the methods' tests and the solutions on a GPU (DEVICE=cuda), or on a pretended one"
 	@echo "make clean      remove the environment and the built book, but not the fetched model and data"
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -76,6 +77,8 @@ test: $(VENV)/installed-test assets
 	@$(call build_book,--all --quiet)
 	$(say) "the tests"
 	@$(parallel) tests
+	$(say) "every method on a device that is only pretended: is a tensor left on the processor?"
+	@COURSE_TEST_DEVICE=pretend $(parallel) --dist load tests/test_every_method.py
 	$(say) "the notebooks, run again and compared with their stored outputs (minutes)"
 	@$(parallel) --nbval labs solutions --nbval-cell-timeout=$(CELL_TIMEOUT)
 	$(say) "all is well"
@@ -101,6 +104,21 @@ test-floors test-newest: test-%: .venv-%/installed
 	@$(quiet) OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(JOBS) --dist loadfile $(units)
 	@$(quiet) OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax $(labs_of_both) \
 		--nbval-cell-timeout=$(CELL_TIMEOUT)
+
+# The methods' tests and the solutions elsewhere: on a GPU with DEVICE=cuda, else on one that is only pretended, which finds
+# tensors that were left on the processor (tests/pretend_gpu.py).
+DEVICE ?= pretend
+of_methods := adalora bottleneck checkpoints dora every_method ia3 invariants lora lora_plus pissa planted_bugs prefix \
+	prompts qlora quantization selective serving students switching vera
+KERNELS := build/ipython
+
+.PHONY: test-device
+test-device: export COURSE_TEST_DEVICE = $(DEVICE)
+test-device: $(VENV)/installed-test assets
+	@$(parallel) --dist load $(of_methods:%=tests/test_%.py)
+	@mkdir -p $(KERNELS)/profile_default/startup
+	@echo '__import__("models")' > $(KERNELS)/profile_default/startup/device.py  # each kernel begins with tests/models.py
+	@IPYTHONDIR=$(abspath $(KERNELS)) PYTHONPATH=tests $(parallel) --nbval-lax solutions --nbval-cell-timeout=600
 
 lab: assets
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/labs $(ARGS)

@@ -176,6 +176,8 @@ def train_once(tweets: DatasetDict, entry: Entry, learning_rate: float, seed: in
     model, tokenizer = load_classifier(pretrained=entry.pretrained, seed=seed)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     inject(model, entry.config, seed=seed)
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    model.to(device)  # type: ignore[arg-type]  # the test is predicted there, too
     count = count_parameters(model)
     train = make_loader(tweets["train"], tokenizer, BATCH_SIZE, shuffle=True, seed=seed)
     validation, test = (make_loader(tweets[split], tokenizer, 64) for split in ("validation", "test"))

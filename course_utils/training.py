@@ -141,7 +141,8 @@ def fit(
 ) -> History:
     """Train what is trainable in `model`; at the end it holds the weights of its best epoch.
 
-    Best means the lowest loss on `validation`. Two runs with the same model, loaders, seed and machine give the same
+    It computes where `config.device` says, and brings the model back to where it stood: a model from the processor is
+    there again, so that it takes the next batch as before. Best means the lowest loss on `validation`. Two runs with the same model, loaders, seed and machine give the same
     history, number for number.
 
     Args:
@@ -170,6 +171,9 @@ def fit(
     _check_labels(model, validation)
 
     accelerator = _accelerator(config)
+    places = {parameter.device for parameter in model.parameters()}
+    if len(places) == 1:
+        model.to(accelerator.device)  # accelerate would move it the first time only
     set_seed(config.seed, device_specific=True)  # each process drops out other numbers; the first keeps the seed
     _restart(train)
     method: MethodConfig = getattr(model, "tuning", None) or FullConfig()
@@ -224,6 +228,8 @@ def fit(
         accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # else bf16 would stay in the model's forward
         best.restore()
         optimizer.zero_grad()
+        if len(places) == 1:  # a model that is spread over several devices was not moved
+            model.to(places.pop())
         history.seconds = time.perf_counter() - started
     return history
 

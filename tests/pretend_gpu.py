@@ -1,8 +1,9 @@
 """A second device for machines without one: COURSE_TEST_DEVICE=pretend runs the methods' tests and the labs on it.
 
-Its tensors compute on the processor, so every number is the processor's. But they say that they stand elsewhere, and
-as on a real GPU an operation between the two places fails, and so does NumPy. A tensor that a method forgot to put on
-the model's device is found this way on every machine. What it cannot find: a GPU's rounding, its kernels, its memory.
+Its tensors compute on the processor, but they say that they stand elsewhere. Two things are then as on a real GPU. An
+operation between the two places fails, and so does NumPy: a tensor that a method forgot to put on the model's device is
+found on every machine. And the rounding of a product depends on its shape: a text alone and the same text in a batch
+agree to six digits, and no longer bit for bit. What it cannot find: mistakes of a GPU's kernels, and its memory.
 
 Built on two doors that PyTorch keeps for devices written in Python: a tensor that wraps another one
 (`torch.Tensor._make_wrapper_subclass`) and the free dispatch key `PrivateUse1`.
@@ -13,21 +14,25 @@ Built on two doors that PyTorch keeps for devices written in Python: a tensor th
 
 from __future__ import annotations
 
-import os
 from functools import partial, reduce
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from torch._decomp.decompositions import lstm_impl
 from torch.utils import backend_registration
 from torch.utils._device import _device_constructors
 from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from transformers import TrainingArguments
 
 NAME = "pretend"
 # As on a GPU: these copy between the places, and an index may stay on the processor.
 _BETWEEN = ("aten::copy_", "aten::_to_copy", "aten::index", "aten::index_put", "aten::index_put_")
 
+# Computed in two pieces, see `_product`.
+_PRODUCTS = ("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm")
+# PyTorch would make an empty tensor and let it grow, and a wrapper cannot grow.
 _GROWING = ("arange", "arange.start", "arange.start_step", "eye", "eye.m", "linspace", "randperm")
 
 
@@ -163,7 +168,8 @@ def _compute(operation: Any, *args: Any, **kwargs: Any) -> Any:
     wanted = kwargs.get("device")
     to_far = bool(far) if wanted is None else torch.device(wanted).type == NAME
     args_near, kwargs_near = tree_unflatten([_nearby(value) for value in values], structure)
-    result = operation(*args_near, **kwargs_near)
+    is_product = name in _PRODUCTS and far and far[0].is_floating_point() and "out" not in kwargs
+    result = (_product if is_product else operation)(*args_near, **kwargs_near)
     known = {id(value.near): value for value in far}  # what an operation in place gives back is what it was given
 
     def placed(value: Any) -> Any:
@@ -174,18 +180,37 @@ def _compute(operation: Any, *args: Any, **kwargs: Any) -> Any:
     return tree_map(placed, result)
 
 
+def _product(*factors: torch.Tensor, beta: float = 1, alpha: float = 1) -> torch.Tensor:
+    """``a b``, or ``beta c + alpha a b``: the sum over the inner size in two pieces, cut where the shapes say.
+
+    A GPU's libraries choose such pieces by the shapes, too. Half precision is summed in float32 there and here.
+    """
+    *added, a, b = factors
+    dtype, wide = a.dtype, torch.promote_types(a.dtype, torch.float32)
+    cut = hash((a.shape[-2:], b.shape[-1], a.stride(-1) == 1, b.stride(-1) == 1)) % a.shape[-1]
+    a, b = a.to(wide), b.to(wide)
+    product = a[..., :cut] @ b[..., :cut, :] + a[..., cut:] @ b[..., cut:, :]
+    return (beta * added[0].to(wide) + alpha * product if added else product).to(dtype)
+
+
 def _nearby(value: Any) -> Any:
     if isinstance(value, Far):
         return value.near
     return torch.device("cpu") if isinstance(value, torch.device) and value.type == NAME else value
 
 
+def _trainer_device(arguments: TrainingArguments) -> torch.device:
+    place: torch.device = arguments._setup_devices  # counts the GPUs, too
+    return place if arguments.use_cpu else DEVICE
+
+
 def _install() -> None:
     everything = torch.library.Library("_", "IMPL")
     everything.fallback(_compute, "PrivateUse1")
+    everything.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")  # autocast changes nothing here
     some = torch.library.Library("aten", "IMPL")
     some.impl("lstm.input", lstm_impl, "AutogradPrivateUse1")  # step by step: the fused cell is for real devices
-    for name in _GROWING:  # PyTorch would make an empty tensor and let it grow, and a wrapper cannot grow
+    for name in _GROWING:
         operation = reduce(getattr, name.split("."), torch.ops.aten)
         some.impl(name, partial(_compute, getattr(operation, "default", operation)), "PrivateUse1")
     _KEPT.extend([everything, some])
@@ -217,7 +242,9 @@ def _install() -> None:
     nn.Parameter.data = property(torch.Tensor.data.__get__, set_data)
     torch.tensor = tensor
     nn.Module._apply = move_in_place
-    os.environ["ACCELERATE_TORCH_DEVICE"] = str(DEVICE)  # where accelerate and transformers' Trainer compute
+    torch.Tensor._use_count = lambda tensor: 1  # else what still refers to a parameter would keep it from moving
+    PartialState.default_device = property(lambda _: DEVICE)
+    TrainingArguments.device = property(_trainer_device)
 
 
 _KEPT: list[Any] = []  # PyTorch forgets what a library registered when the library is collected

@@ -54,7 +54,7 @@ for mistake in {MISTAKES!r}:
     assert result.returncode == 0, result.stderr
 
 
-def test_what_a_gpu_allows_works_and_gives_the_processor_s_numbers() -> None:
+def test_what_a_gpu_allows_works_and_gives_the_processor_s_numbers_up_to_rounding() -> None:
     result = run("""
 near = nn.Linear(3, 2)
 far = nn.Linear(3, 2)
@@ -67,12 +67,42 @@ for model, x in ((near, here), (far, there)):
         optimizer.zero_grad()
         model(x).square().sum().backward()
         optimizer.step()
-assert torch.equal(near.weight, far.weight.cpu())
+assert torch.allclose(near.weight, far.weight.cpu(), atol=1e-6)
 assert (there + torch.tensor(1.0)).device == there.device  # a number may come from the processor
 assert torch.equal(there[torch.tensor([1])].cpu(), here[[1]]) and torch.equal(there[[1]].cpu(), here[[1]])
 assert torch.tensor([1, 2], device="pretend").device == torch.eye(2, device="pretend").device == there.device
 assert torch.equal(there.copy_(here + 1).cpu(), here + 1)
+long = torch.randn(8, 300, generator=torch.Generator().manual_seed(0)).to("pretend")
+alone, together = long[:1] @ long.T, (long @ long.T)[:1]
+assert not torch.equal(alone, together) and torch.allclose(alone, together, atol=1e-4)  # the shape decides the rounding
+assert torch.equal(long @ long.T, long @ long.T)
 with torch.device("meta"):
     assert torch.tensor([1]).device.type == "meta"
+""")
+    assert result.returncode == 0, result.stderr
+
+
+def test_fit_computes_there_and_brings_the_model_back() -> None:
+    result = run("""
+from torch.utils.data import DataLoader
+from course_utils.methods import QLoRAConfig, inject, quantize
+from course_utils.training import TrainingConfig, evaluate, fit
+from models import make, make_batch
+
+rows = [
+    {"input_ids": tokens.cpu(), "labels": number % 2}
+    for number, tokens in enumerate(make_batch("bert", rows=8, length=5)["input_ids"])
+]
+model = inject(quantize(make("bert")), QLoRAConfig(rank=2))
+parameters = dict(model.named_parameters())
+places = set()
+model.bert.embeddings.register_forward_hook(lambda layer, inputs, output: places.add(output.device.type))
+for _ in range(2):
+    fit(model, DataLoader(rows, batch_size=4), DataLoader(rows, batch_size=4), TrainingConfig(epochs=2, warmup=0))
+    assert places == {"pretend"}, places
+assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"cpu"}
+assert all(parameter is parameters[name] for name, parameter in model.named_parameters())
+evaluate(model, DataLoader(rows, batch_size=4))
+assert places == {"pretend", "cpu"}
 """)
     assert result.returncode == 0, result.stderr
