@@ -142,8 +142,8 @@ def fit(
     """Train what is trainable in `model`; at the end it holds the weights of its best epoch.
 
     It computes where `config.device` says, and brings the model back to where it stood: a model from the processor is
-    there again, so that it takes the next batch as before. Best means the lowest loss on `validation`. Two runs with the same model, loaders, seed and machine give the same
-    history, number for number.
+    there again, so that it takes the next batch as before. Best means the lowest loss on `validation`. Two runs with
+    the same model, loaders, seed and machine give the same history, number for number.
 
     Args:
         model: with at least one trainable parameter; it takes a batch as keywords and returns `.loss` and `.logits`.

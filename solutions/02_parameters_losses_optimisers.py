@@ -36,7 +36,7 @@ from course_utils.exercises import check
 from course_utils.metrics import majority_accuracy
 from course_utils.optimizers import SGD, Adam, AdamW, cross_entropy, cross_entropy_gradient, descend
 from course_utils.plots.optimizers import paths_on_a_bowl
-from course_utils.study_optimizers import count_by_kind, judge, sentence_vectors, train_linear
+from course_utils.studies.optimizers import count_by_kind, judge, sentence_vectors, train_linear
 
 # %% [markdown]
 # ## Exercise 1: count a layer

@@ -39,7 +39,7 @@ from course_utils.backbones import load_classifier
 from course_utils.data import DOMAINS, clean, clean_text, load_ratings, load_sentiment, near_duplicate_groups
 from course_utils.exercises import check
 from course_utils.plots import bars
-from course_utils.study_data import SENTENCES, count_words, right_answers, three_way_split
+from course_utils.studies.data import SENTENCES, count_words, right_answers, three_way_split
 
 # %% [markdown]
 # ## Look at the raw texts first

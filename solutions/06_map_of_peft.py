@@ -58,7 +58,7 @@ from course_utils.methods import (
 )
 from course_utils.metrics import majority_accuracy
 from course_utils.plots import bars, training_curves
-from course_utils.study_optimizers import saved_for_backward
+from course_utils.studies.optimizers import saved_for_backward
 from course_utils.training import TrainingConfig, fit
 
 # %% [markdown]

@@ -40,8 +40,8 @@ from course_utils.exercises import check
 from course_utils.memory import SHAPES, peak_memory
 from course_utils.methods import FullConfig, LoRAConfig, count_parameters, inject
 from course_utils.plots.scaling_out import two_curves
-from course_utils.study_parallel import tiny_loader, tiny_model
-from course_utils.study_scaling import launch, peak_bytes
+from course_utils.studies.parallel import tiny_loader, tiny_model
+from course_utils.studies.scaling import launch, peak_bytes
 from course_utils.train_command import main as train
 
 # %% [markdown]

@@ -1,4 +1,4 @@
-"""What the tests share: a quiet terminal, the machine's cores, and the course's default backbone."""
+"""What the tests share: a quiet terminal, the machine's cores, the default backbone, and which tests are for `--whole`."""
 
 from __future__ import annotations
 
@@ -23,6 +23,35 @@ if DEVICE == "cuda":  # sums in the same order each time, and no rounding of an 
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.allow_tf32 = False
+
+#: What takes long, and needs a browser, the book's tools or nbgrader. `make test` runs it, and so does naming the file.
+WHOLE = (
+    *("test_book.py", "test_claims.py", "test_grading.py", "test_grading_checks.py", "test_grading_copy.py"),
+    *(
+        "test_grading_nbgrader.py",
+        "test_packaging.py",
+        "test_pages.py",
+        "test_reference_pages.py",
+        "test_references.py",
+    ),
+)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--whole`."""
+    parser.addoption("--whole", action="store_true", help="the tests of the book, the grading and the package, too")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say what is left out."""
+    return None if config.getoption("--whole") else f"left out, add --whole: {', '.join(WHOLE)}"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave a long test out, unless it was asked for."""
+    named = {Path(argument.split("::")[0]).resolve() for argument in config.args}
+    is_left_out = collection_path.name in WHOLE and not config.getoption("--whole") and collection_path not in named
+    return True if is_left_out else None  # None: whoever else decides
 
 
 @pytest.fixture(scope="session")

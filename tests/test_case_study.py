@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from course_utils import assets, results, study_case
+from course_utils import assets, results
 from course_utils.backbones import load_classifier
 from course_utils.case_study import baselines, demo, judge, models, search, slices
 from course_utils.case_study.export import TOLERANCE, ExportError, export, to_int8
@@ -28,6 +28,7 @@ from course_utils.case_study.model_card import SECTIONS, ModelCardError, missing
 from course_utils.case_study.serve import SETTINGS, Classifier, ServeError
 from course_utils.data import clean_text, load_ratings, load_sentiment
 from course_utils.methods import LoRAConfig, inject, merge
+from course_utils.studies import case as study_case
 
 ROOT = Path(__file__).parents[1]
 STORED = results.read("case_study")

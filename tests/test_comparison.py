@@ -12,11 +12,12 @@ import pytest
 from datasets import DatasetDict
 from scipy import stats
 
-from course_utils import results, study, study_comparison
+from course_utils import results, study
 from course_utils.comparison import front, holm, mean_interval, paired_difference
 from course_utils.data import load_sentiment
 from course_utils.metrics import MetricError
 from course_utils.plots import comparison as plots
+from course_utils.studies import comparison as study_comparison
 
 PAGE = Path(__file__).parents[1] / "book" / "22_comparison.md"
 

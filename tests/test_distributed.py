@@ -18,12 +18,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from course_utils import distributed, results, study_scaling, train_command
+from course_utils import distributed, results, train_command
 from course_utils.backbones import load_classifier
 from course_utils.data import LengthBucketedSampler
 from course_utils.distributed import SharedBatches, SharingError, share
 from course_utils.memory import SHAPES, Shape, peak_memory, training_memory
-from course_utils.study_parallel import (
+from course_utils.studies import scaling as study_scaling
+from course_utils.studies.parallel import (
     BATCH,
     STEPS,
     TEXTS,
@@ -107,7 +108,7 @@ def test_a_plain_loader_can_be_shared() -> None:
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Every method in one pair of processes."""
     out = tmp_path_factory.mktemp("pair") / "rows.json"
-    study_scaling.launch(2, "course_utils.study_parallel", str(out))
+    study_scaling.launch(2, "course_utils.studies.parallel", str(out))
     rows: dict[str, Any] = json.loads(out.read_text())
     return rows
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from course_utils import optimizers, results, study_optimizers
+from course_utils import optimizers, results
 from course_utils.optimizers import SGD, Adam, AdamW, descend
+from course_utils.studies import optimizers as study_optimizers
 
 STEPS = 10
 

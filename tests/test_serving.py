@@ -14,7 +14,7 @@ from models import ALL_MODELS, CLASSIFIERS, DEVICE, make, make_batch, noise, rel
 from peft import PeftModel
 from torch import nn
 
-from course_utils import results, study_serving
+from course_utils import results
 from course_utils.base_seal import SEAL, check_seal, fingerprint, seal
 from course_utils.checkpoints import CheckpointError, load, save
 from course_utils.methods import (
@@ -28,6 +28,7 @@ from course_utils.methods import (
     inject,
 )
 from course_utils.serving import MixedLoRA, ServingError
+from course_utils.studies import serving as study_serving
 from course_utils.timing import in_turn
 
 LORAS: tuple[LoRAConfig, ...] = (

@@ -8,8 +8,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from course_utils import results, study_data
+from course_utils import results
 from course_utils.data import DataError, near_duplicate_groups
+from course_utils.studies import data as study_data
 
 
 def test_near_duplicates_are_one_group() -> None:

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from course_utils import results, study_distillation, study_few_shot
+from course_utils import results
 from course_utils.backbones import load_classifier
 from course_utils.distillation import NO_LABEL
-from course_utils.study_runs import Runs
-from course_utils.study_student_speed import SPEED
+from course_utils.studies import distillation as study_distillation
+from course_utils.studies import few_shot as study_few_shot
+from course_utils.studies.runs import Runs
+from course_utils.studies.student_speed import SPEED
 
 WORDS = "bert.embeddings.word_embeddings.weight"
 STUDIES: dict[str, Any] = {"distillation": study_distillation, "few_shot_distillation": study_few_shot}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from course_utils import results, study_llama
+from course_utils import results
 from course_utils.assets import fetch
 from course_utils.backbones import _unpack_gguf
 from course_utils.chat import (
@@ -31,6 +31,7 @@ from course_utils.rated_tweets import (
     read_sentiment,
     score_answers,
 )
+from course_utils.studies import llama as study_llama
 
 TWEETS = ["so happy", "this is the worst day of my whole life", "nice", "i hate mondays"]
 

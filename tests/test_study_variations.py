@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from course_utils import results, study, study_variations
+from course_utils import results, study
 from course_utils.methods import PfeifferConfig
+from course_utils.studies import variations as study_variations
 
 
 @pytest.fixture(scope="module")

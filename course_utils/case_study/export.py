@@ -132,10 +132,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("folder", type=Path, help="is created")
     options = parser.parse_args(arguments)
 
-    from course_utils import results, study_case
+    from course_utils import results
     from course_utils.case_study.model_card import model_card
     from course_utils.case_study.models import trained
     from course_utils.methods import merge
+    from course_utils.studies import case as study_case
 
     try:
         recipe = study_case.winner()

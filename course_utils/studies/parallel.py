@@ -1,6 +1,6 @@
 """Every method in several processes, on a tiny random BERT: what the study of chapter 23 and the tests start.
 
-    torchrun --nproc-per-node 2 -m course_utils.study_parallel OUT.json [METHOD ...]
+    torchrun --nproc-per-node 2 -m course_utils.studies.parallel OUT.json [METHOD ...]
 
 Each method trains twice: by `fit`, which wraps the model in DistributedDataParallel, and with FSDP2, whose shards are
 put together again afterwards. The first process writes what came out.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -11,7 +11,8 @@ import torch
 from course_utils.backbones import load_classifier
 from course_utils.data import load_sentiment, make_loader
 from course_utils.distillation import cut_layers, encoder_parameters, small_student
-from course_utils.study_runs import Row
+from course_utils.studies.runs import Row
+from course_utils.timing import in_turn
 from course_utils.training import predict
 
 #: The names of the rows.
@@ -34,26 +35,25 @@ def speed(layers: Sequence[int], rounds: int = 15) -> list[Row]:
     titles = ("the teacher, six layers", "three layers of it", "two layers of it", "tiny, two narrow layers")
     students = [cut_layers(teacher, (1, 2, 3)), cut_layers(teacher, layers), small_student(teacher)]
     models = dict(zip(SPEED, zip(titles, [teacher, *students], strict=True), strict=True))
-    part = load_sentiment()["test"].select(range(256))
-    loaders = {"batch": make_loader(part, tokenizer, 32), "single": make_loader(part.select(range(32)), tokenizer, 1)}
-    times: dict[tuple[str, str], list[float]] = {}
-    for turn in range(rounds + 1):
-        for name, (_, model) in models.items():
-            for size, loader in loaders.items():
-                batches = list(loader)  # reading and padding are no part of the model
-                started = time.process_time()
-                predict(model, batches)  # type: ignore[arg-type]
-                if turn:  # the first one warms up
-                    each = 1000 * (time.process_time() - started) / sum(len(batch["labels"]) for batch in batches)
-                    times.setdefault((name, size), []).append(each)
+    tweets = load_sentiment()["test"]
+    parts = {"batch": (tweets.select(range(256)), 32), "single": (tweets.select(range(32)), 1)}
+    # Reading and padding are no part of the model.
+    batches = {size: list(make_loader(part, tokenizer, together)) for size, (part, together) in parts.items()}
+    runs = {
+        f"{name} {size}": partial(predict, models[name][1], batches[size])  # type: ignore[arg-type]
+        for name in models
+        for size in parts
+    }
+    times = in_turn(runs, rounds, warm_up=1)
     torch.set_num_threads(threads)
     rows = []
     for name, (title, model) in models.items():
         row: Row = {"arm": name, "title": title}
         row |= {"parameters": model.num_parameters(), "encoder": encoder_parameters(model)}
         row |= {"encoder_share": row["encoder"] / encoder_parameters(teacher)}
-        for size in loaders:
-            row[f"{size}_ms"] = float(np.median(times[name, size]))
-            row[f"{size}_times"] = float(np.median(times[SPEED[0], size])) / row[f"{size}_ms"]
+        for size, (part, _) in parts.items():
+            taken, of_teacher = (float(np.median(times[f"{who} {size}"])) for who in (name, SPEED[0]))
+            row[f"{size}_ms"] = taken / len(part)
+            row[f"{size}_times"] = of_teacher / taken
         rows.append(row)
     return rows

@@ -33,8 +33,8 @@ from course_utils.backbones import load_classifier
 from course_utils.bench import high_water
 from course_utils.memory import SHAPES, peak_memory, training_memory
 from course_utils.methods import FullConfig, LoRAConfig, inject, trainable_parameters
+from course_utils.studies.parallel import configs, difference, train_by_fit
 from course_utils.study import ENTRIES
-from course_utils.study_parallel import configs, difference, train_by_fit
 from course_utils.timing import in_turn
 
 COMMAND = "python -m course_utils study-scaling"
@@ -113,7 +113,7 @@ def methods() -> dict[str, Any]:
     """One row a method: beside one process, with DDP and with FSDP2."""
     with TemporaryDirectory() as folder:
         out = Path(folder, "rows.json")
-        launch(2, "course_utils.study_parallel", str(out))
+        launch(2, "course_utils.studies.parallel", str(out))
         found = json.loads(out.read_text())
     full = results.read("quality")["methods"]["full"]["trainable"]
     rows = {}

@@ -31,8 +31,8 @@ from course_utils.distillation import (
 )
 from course_utils.distillation.few_shot import seeded
 from course_utils.metrics import majority_accuracy
-from course_utils.study_distillation import LAYERS, TEACHER, lesson, tweets
-from course_utils.study_runs import Row, Runs, options, over_seeds
+from course_utils.studies.distillation import LAYERS, TEACHER, lesson, tweets
+from course_utils.studies.runs import Row, Runs, options, over_seeds
 from course_utils.training import TrainingConfig, evaluate, fit
 
 COMMAND = "python -m course_utils study-few-shot"

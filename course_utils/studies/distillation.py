@@ -30,8 +30,8 @@ from course_utils.distillation import (
 )
 from course_utils.distillation.mistakes import MISTAKES, SoftLoss
 from course_utils.metrics import accuracy_interval, calibration_error, cross_entropy, probabilities, score
-from course_utils.study_runs import Row, Runs, options, over_seeds
-from course_utils.study_student_speed import SPEED, speed
+from course_utils.studies.runs import Row, Runs, options, over_seeds
+from course_utils.studies.student_speed import SPEED, speed
 from course_utils.training import TrainingConfig, fit, predict
 
 COMMAND = "python -m course_utils study-distillation"

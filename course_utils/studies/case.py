@@ -34,7 +34,7 @@ from course_utils.case_study.models import Recipe, logits_of, runs_folder, train
 from course_utils.data import DOMAINS, load_sentiment
 from course_utils.methods import count_parameters
 from course_utils.metrics import accuracy_interval, majority_accuracy, mean_and_spread, score
-from course_utils.study_evaluation import rounded
+from course_utils.studies.evaluation import rounded
 
 COMMAND = "python -m course_utils study-case"
 NAME = "case_study"

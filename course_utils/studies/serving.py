@@ -28,7 +28,7 @@ from course_utils.methods import (
     PromptTuningConfig,
     merge,
 )
-from course_utils.study_serving_adapters import (
+from course_utils.studies.serving_adapters import (
     Batch,
     filled,
     measure_adapters,
