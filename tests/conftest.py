@@ -1,4 +1,4 @@
-"""What the tests share: a quiet terminal, the machine's cores, the default backbone, and which tests are for `--whole`."""
+"""What the tests share: a quiet terminal, one thread, the default backbone, and which of them are for `--whole`."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def _product(*factors: torch.Tensor, beta: float = 1, alpha: float = 1) -> torch
     """
     *added, a, b = factors
     dtype, wide = a.dtype, torch.promote_types(a.dtype, torch.float32)
-    cut = hash((a.shape[-2:], b.shape[-1], a.stride(-1) == 1, b.stride(-1) == 1)) % a.shape[-1]
+    cut = hash((a.shape[-2:], b.shape[-1], a.stride(-1) == 1, b.stride(-1) == 1)) % max(1, a.shape[-1])
     a, b = a.to(wide), b.to(wide)
     product = a[..., :cut] @ b[..., :cut, :] + a[..., cut:] @ b[..., cut:, :]
     return (beta * added[0].to(wide) + alpha * product if added else product).to(dtype)

@@ -173,15 +173,16 @@ def test_ten_steps_give_peft_s_weights(kind: str) -> None:
     ours, theirs = pair(kind)
     start = {name: p.detach().clone() for name, p in trainable_parameters(ours).items()}
     for model in (ours, theirs):
-        # Not AdamW: it divides by the gradient's size, and would blow up the last bits of a gradient near zero.
-        optimizer = torch.optim.SGD(trainable_parameters(model).values(), lr=1e-1, momentum=0.9)
+        # Not AdamW: it divides by the gradient's size, and would blow up the last bits of a gradient near zero. Nor a
+        # higher rate: on Llama the loss then jumps, and the last bits of the two decompositions with it.
+        optimizer = torch.optim.SGD(trainable_parameters(model).values(), lr=2e-2, momentum=0.9)
         for step in range(10):
             optimizer.zero_grad()
             model(**make_batch(kind, seed=step)).loss.backward()
             optimizer.step()
     for name, parameter in peft_trainable(theirs).items():
         mine = trainable_parameters(ours)[name]
-        assert relative(mine, parameter) <= 1e-4, name
+        assert relative(mine, parameter) <= 1e-5, name
         if mine.ndim == 2:
             assert not torch.allclose(mine, start[name], rtol=1e-4, atol=1e-5), name
 
