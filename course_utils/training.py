@@ -171,9 +171,6 @@ def fit(
     _check_labels(model, validation)
 
     accelerator = _accelerator(config)
-    places = {parameter.device for parameter in model.parameters()}
-    if len(places) == 1:
-        model.to(accelerator.device)  # accelerate would move it the first time only
     set_seed(config.seed, device_specific=True)  # each process drops out other numbers; the first keeps the seed
     _restart(train)
     method: MethodConfig = getattr(model, "tuning", None) or FullConfig()
@@ -181,6 +178,9 @@ def fit(
     texts = (batch_size(train) or 1) * config.accumulate * (1 if config.split_batches else accelerator.num_processes)
     said = f"training on {accelerator.device.type}, {config.precision}, {texts} texts a step"
     train = share(train, accelerator) if config.split_batches else accelerator.prepare(train)
+    places = {parameter.device for parameter in model.parameters()}
+    if len(places) == 1:
+        model.to(accelerator.device)  # accelerate would move it the first time only
     wrapped, optimizer, validation = accelerator.prepare(model, optimizer, validation)
     total = int(min(config.epochs * math.ceil(len(train) / config.accumulate), config.max_steps or math.inf))
     scheduler = _schedule(config, optimizer, total)

@@ -25,16 +25,21 @@ if DEVICE == "cuda":  # sums in the same order each time, and no rounding of an 
     torch.backends.cudnn.allow_tf32 = False
 
 #: What takes long, and needs a browser, the book's tools or nbgrader. `make test` runs it, and so does naming the file.
-WHOLE = (
-    *("test_book.py", "test_claims.py", "test_grading.py", "test_grading_checks.py", "test_grading_copy.py"),
-    *(
-        "test_grading_nbgrader.py",
-        "test_packaging.py",
-        "test_pages.py",
-        "test_reference_pages.py",
-        "test_references.py",
-    ),
-)
+WHOLE = [
+    f"test_{name}.py"
+    for name in [
+        "book",
+        "claims",
+        "grading",
+        "grading_checks",
+        "grading_copy",
+        "grading_nbgrader",
+        "packaging",
+        "pages",
+        "reference_pages",
+        "references",
+    ]
+]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

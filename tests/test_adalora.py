@@ -248,12 +248,14 @@ def test_the_parity_check_sees_the_classic_mistakes() -> None:
     last = f"step {CONFIG.last_allocation + 1}: the weight"
     assert first_difference(*pair("bert", Forgetful(**settings)), "bert").startswith(last)
 
+    # A GPU's rounding may show the weight first that the mask sets to zero.
+    masked = "the mask" if DEVICE == "cpu" else "the mask|lora_E"
     ours, theirs = pair("bert")
     ours.tuning = replace(CONFIG, beta1=CONFIG.beta2, beta2=CONFIG.beta1)  # swapped
-    assert re.search("the mask|lora_E", first_difference(ours, theirs, "bert"))
+    assert re.search(masked, first_difference(ours, theirs, "bert"))
 
     ours, theirs = pair("bert")  # the sensitivity from the weights before the step
-    assert re.search("the mask|lora_E", first_difference(ours, theirs, "bert", early=True))
+    assert re.search(masked, first_difference(ours, theirs, "bert", early=True))
 
     ours, theirs = pair("bert")
     for layer in layers(ours).values():

@@ -128,7 +128,8 @@ def difference(ours: nn.Module, theirs: nn.Module, batch: Batch, reference: dict
         got, wanted = parameter.grad, reference[name].grad
         assert got is not None
         assert wanted is not None
-        rounding = max(got.norm(), wanted.norm()) < 1e-6  # a key's bias changes no attention: its gradient is 0
+        # A key's bias changes no attention: its gradient is 0, and on a GPU two different roundings of it.
+        rounding = DEVICE != "cpu" and max(got.norm(), wanted.norm()) < 1e-6
         if not (agree(got, wanted) or rounding):
             return f"the gradient of {name} differs by {relative(got, wanted):.2g} of its size"
     return ""
