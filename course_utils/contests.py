@@ -10,25 +10,9 @@ import torch
 from torch import nn
 
 from course_utils.backbones import load_classifier
-from course_utils.methods import (
-    AdaLoRAConfig,
-    DoRAConfig,
-    IA3Config,
-    LoRAConfig,
-    MethodConfig,
-    PiSSAConfig,
-    PrefixTuningConfig,
-    PromptTuningConfig,
-    PTuningConfig,
-    QLoRAConfig,
-    VeRAConfig,
-    find_targets,
-    inject,
-)
+from course_utils.methods import MethodConfig, QLoRAConfig, find_targets, inject
+from course_utils.methods.registry import METHODS, Twin
 from course_utils.methods.targets import replace_module
-
-_STEPS_OF_ADALORA = 1000  # far more than are timed, so that every timed step ranks and cuts
-_QUERY_VALUE = ["query", "value"]
 
 
 @dataclass(frozen=True)
@@ -76,50 +60,11 @@ class Contest:
     load: Callable[[Place], nn.Module] = load_pretrained
 
 
-def _lora(**more: Any) -> tuple[str, dict[str, Any]]:
-    return "LoraConfig", {"r": 8, "lora_alpha": 16, "target_modules": _QUERY_VALUE} | more
-
-
-#: A new method is one more line here. QLoRA's reference also needs bitsandbytes.
+#: The rows of the registry that peft has too; a new method is one more line there. QLoRA also needs bitsandbytes.
 CONTESTS: dict[str, Contest] = {
-    "lora": Contest("LoRA", LoRAConfig(rank=8, alpha=16), _lora()),
-    "dora": Contest("DoRA", DoRAConfig(rank=8, alpha=16), _lora(use_dora=True)),
-    "pissa": Contest("PiSSA", PiSSAConfig(rank=8, alpha=16), _lora(init_lora_weights="pissa")),
-    "adalora": Contest(
-        "AdaLoRA",
-        AdaLoRAConfig(init_rank=12, target_rank=8, alpha=16, total_steps=_STEPS_OF_ADALORA),
-        (
-            "AdaLoraConfig",
-            {"init_r": 12, "target_r": 8, "lora_alpha": 16, "total_step": _STEPS_OF_ADALORA}
-            | {"target_modules": _QUERY_VALUE},
-        ),
-    ),
-    "vera": Contest("VeRA", VeRAConfig(rank=256), ("VeraConfig", {"r": 256, "target_modules": _QUERY_VALUE})),
-    "ia3": Contest(
-        "(IA)³",
-        IA3Config(),
-        (
-            "IA3Config",
-            {
-                "target_modules": r".*(key|value|layer\.\d+\.output\.dense)",
-                "feedforward_modules": r".*layer\.\d+\.output\.dense",
-            },
-        ),
-    ),
-    "prompt": Contest(
-        "prompt tuning",
-        PromptTuningConfig(virtual_tokens=20, pool="peft"),
-        ("PromptTuningConfig", {"num_virtual_tokens": 20}),
-    ),
-    "p_tuning": Contest(
-        "P-Tuning",
-        PTuningConfig(virtual_tokens=20, pool="peft"),
-        ("PromptEncoderConfig", {"num_virtual_tokens": 20, "encoder_hidden_size": 384}),
-    ),
-    "prefix": Contest(
-        "prefix tuning", PrefixTuningConfig(virtual_tokens=20), ("PrefixTuningConfig", {"num_virtual_tokens": 20})
-    ),
-    "qlora": Contest("QLoRA", QLoRAConfig(rank=8, alpha=16), _lora(target_modules="all-linear")),
+    name: Contest(row.title, row.twin.ours or row.config, (row.twin.config, dict(row.twin.arguments)))
+    for name, row in METHODS.items()
+    if isinstance(row.twin, Twin)
 }
 
 

@@ -25,30 +25,8 @@ from course_utils import results
 from course_utils.backbones import DEFAULT_BACKBONE, load_classifier
 from course_utils.case_study.baselines import word_counts
 from course_utils.data import load_sentiment, make_loader
-from course_utils.methods import (
-    AdaLoRAConfig,
-    BitFitConfig,
-    DoRAConfig,
-    FullConfig,
-    HeadOnlyConfig,
-    HoulsbyConfig,
-    IA3Config,
-    LastLayersConfig,
-    LoRAConfig,
-    LoRAPlusConfig,
-    MethodConfig,
-    ParallelAdapterConfig,
-    PfeifferConfig,
-    PiSSAConfig,
-    PrefixTuningConfig,
-    PromptTuningConfig,
-    PTuningConfig,
-    PTuningV2Config,
-    QLoRAConfig,
-    VeRAConfig,
-    count_parameters,
-    inject,
-)
+from course_utils.methods import FullConfig, MethodConfig, count_parameters, inject
+from course_utils.methods.registry import METHODS
 from course_utils.metrics import accuracy_interval, majority_accuracy, mean_and_spread
 from course_utils.training import TrainingConfig, evaluate, fit
 
@@ -76,34 +54,11 @@ class Entry:
     pretrained: bool = True
 
 
-# Three epochs of 69 steps: the ranks fall after the first half epoch, and stay from the last epoch on.
-_ADALORA = AdaLoRAConfig(
-    init_rank=12, target_rank=8, alpha=24, total_steps=3 * 69, initial_steps=35, final_steps=69, interval=5
-)
-
-#: A new method is one more line here.
+#: The rows of the registry that have learning rates. A new method is one more line there.
 ENTRIES: dict[str, Entry] = {
-    "lora": Entry("LoRA, query and value", LoRAConfig(rank=8, alpha=16), (5e-4, 2e-3, 5e-3)),
-    "full": Entry("full fine-tuning", FullConfig(), (5e-5, 1e-4, 2e-4)),
-    "head_only": Entry("head only", HeadOnlyConfig(), (2e-2, 5e-2, 1e-1, 2e-1)),
-    "scratch": Entry("from scratch", FullConfig(), (1e-4, 5e-4, 1e-3), pretrained=False),
-    "bitfit": Entry("BitFit", BitFitConfig(), (1e-3, 5e-3, 1e-2, 2e-2)),
-    "last_layers": Entry("last layer only", LastLayersConfig(layers=1), (1e-4, 5e-4)),
-    "houlsby": Entry("Houlsby adapters", HoulsbyConfig(), (1e-3, 3e-3)),
-    "pfeiffer": Entry("Pfeiffer adapters", PfeifferConfig(), (1e-3, 3e-3)),
-    "parallel": Entry("parallel adapters", ParallelAdapterConfig(), (2e-4, 5e-4, 1e-3)),
-    "lora_all": Entry("LoRA, all linear", LoRAConfig(rank=8, alpha=16, targets="all-linear"), (1e-3, 2e-3)),
-    "lora_plus": Entry("LoRA+", LoRAPlusConfig(rank=8, alpha=16), (2e-4, 5e-4, 1e-3)),
-    "dora": Entry("DoRA", DoRAConfig(rank=8, alpha=16), (2e-3, 5e-3)),
-    "pissa": Entry("PiSSA", PiSSAConfig(rank=8, alpha=16), (5e-4, 2e-3)),
-    "adalora": Entry("AdaLoRA", _ADALORA, (5e-3, 2e-2)),
-    "vera": Entry("VeRA", VeRAConfig(rank=256), (1e-2, 5e-2)),
-    "ia3": Entry("(IA)³", IA3Config(), (1e-2, 3e-2)),
-    "prompt": Entry("prompt tuning", PromptTuningConfig(virtual_tokens=20), (1e-2, 2e-2, 5e-2)),
-    "p_tuning": Entry("P-Tuning", PTuningConfig(virtual_tokens=20), (1e-3, 2e-3, 5e-3)),
-    "prefix": Entry("prefix tuning", PrefixTuningConfig(virtual_tokens=20), (1e-2, 3e-2, 1e-1)),
-    "p_tuning_v2": Entry("P-Tuning v2", PTuningV2Config(virtual_tokens=20), (3e-2, 1e-1)),
-    "qlora": Entry("QLoRA", QLoRAConfig(rank=8, alpha=16), (1e-3, 2e-3)),
+    name: Entry(row.full_title, row.config, row.learning_rates, row.pretrained)
+    for name, row in METHODS.items()
+    if isinstance(row.learning_rates, tuple)
 }
 
 

@@ -31,7 +31,7 @@ from course_utils.methods import (
     merge,
     trainable_parameters,
 )
-from course_utils.methods.lora import turned
+from course_utils.methods.targets import turned
 
 #: The factor is no power of two: the order of the products shows in the last bit.
 CONFIG = DoRAConfig(rank=3, alpha=7, targets="all-linear")

@@ -31,13 +31,13 @@ import torch
 from torch import nn
 
 from course_utils.methods.adalora_layer import AdaLoRALinear, cut_to_budget
-from course_utils.methods.base import MethodConfig
-from course_utils.methods.errors import MethodError, is_number, positive_integer
-from course_utils.methods.targets import Targets, find_targets, replace_module
+from course_utils.methods.errors import MethodError, check_share, check_strength, check_whole_number, is_number
+from course_utils.methods.targets import Matrix
+from course_utils.methods.wrapping import TargetsConfig
 
 
 @dataclass(frozen=True)
-class AdaLoRAConfig(MethodConfig):
+class AdaLoRAConfig(TargetsConfig):
     """The settings of AdaLoRA.
 
     Args:
@@ -70,16 +70,13 @@ class AdaLoRAConfig(MethodConfig):
     orthogonality: float = 0.5
     alpha: float = 16.0
     dropout: float = 0.0
-    targets: Targets | None = None
     ranks: Mapping[str, int] | None = None
 
     def __post_init__(self) -> None:
         for name in ("init_rank", "target_rank", "interval"):
-            positive_integer(getattr(self, name), name)
+            check_whole_number(getattr(self, name), name)
         for name in ("total_steps", "initial_steps", "final_steps"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise MethodError(f"{name} must be a whole number of at least 0, got {value!r}")
+            check_whole_number(getattr(self, name), name, least=0)
         if self.total_steps == 0:
             raise MethodError(
                 "AdaLoRA plans its budget over the whole training: give total_steps, the number of its steps, which is "
@@ -102,24 +99,23 @@ class AdaLoRAConfig(MethodConfig):
             raise MethodError(
                 f"orthogonality must be a number of at least 0, got {self.orthogonality!r}; 0 turns it off"
             )
-        if not (is_number(self.alpha) and self.alpha > 0):
-            raise MethodError(f"alpha must be a number above 0, got {self.alpha!r}: 0 turns AdaLoRA off")
-        if not (is_number(self.dropout) and 0 <= self.dropout < 1):
-            raise MethodError(f"dropout is a share from 0 to below 1, got {self.dropout!r}")
+        check_strength(self.alpha, "alpha")
+        check_share(self.dropout, "dropout")
 
     @property
     def last_allocation(self) -> int:
         """The step after which the ranks stay."""
         return self.total_steps - self.final_steps
 
-    def apply(self, model: nn.Module) -> None:
+    def wrap(self, layers: Mapping[str, Matrix]) -> dict[str, AdaLoRALinear]:
         """Wrap each target in an `AdaLoRALinear`."""
-        layers, ranks = find_targets(model, self.targets, self.head), dict(self.ranks or {})
-        if not set(ranks) <= set(layers):
-            raise MethodError(f"ranks names {sorted(set(ranks) - set(layers))[0]!r}, which is not among the targets")
-        adapted = {name: AdaLoRALinear(layer, self, ranks.get(name, self.init_rank)) for name, layer in layers.items()}
-        for name, layer in adapted.items():
-            replace_module(model, name, layer)
+        ranks = dict.fromkeys(layers, self.init_rank) | dict(self.ranks or {})
+        if unknown := sorted(ranks.keys() - layers.keys()):
+            raise MethodError(f"ranks names {unknown[0]!r}, which is not among the targets")
+        return {
+            name: AdaLoRALinear(layer, ranks[name], self.alpha, self.init_rank, self.dropout)
+            for name, layer in layers.items()
+        }
 
     def budget(self, step: int, matrices: int) -> int:
         """How many triplets all matrices together may have after this step, counted from 1."""

@@ -10,41 +10,38 @@ Smoothing helps because one step sees one batch: I alone jumps up and down.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
-from course_utils.methods.base import AdaptedLayer, trainable_dtype
+from course_utils.methods.base import trainable_dtype
 from course_utils.methods.errors import MethodError
-from course_utils.methods.lora import layer_shape, turned
-from course_utils.methods.targets import Matrix
-
-if TYPE_CHECKING:
-    from course_utils.methods.adalora import AdaLoRAConfig
+from course_utils.methods.targets import Matrix, layer_shape
+from course_utils.methods.wrapping import AdditiveLayer
 
 
-class AdaLoRALinear(AdaptedLayer):
+class AdaLoRALinear(AdditiveLayer):
     """A frozen linear layer with a sum of triplets beside it: ``h = base(x) + s · P (Λ ⊙ Q x)``.
 
     Args:
         base: an `nn.Linear` (weight (out, in)) or GPT-2's `Conv1D` (weight (in, out)).
-        config: the settings.
         rank: how many triplets; 0 is allowed, after an allocation.
+        alpha: sets the strength of the update.
+        init_rank: by which alpha is divided, also when fewer triplets are left.
+        dropout: share of the inputs of Q that are set to zero while training.
     """
 
     base: Matrix
     kept: torch.Tensor  # (rank,), which triplets the last ranking kept
 
-    def __init__(self, base: Matrix, config: AdaLoRAConfig, rank: int) -> None:
+    def __init__(self, base: Matrix, rank: int, alpha: float, init_rank: int, dropout: float) -> None:
         super().__init__(base)
         inputs, outputs = layer_shape(base)
         device, dtype = base.weight.device, trainable_dtype(base.weight)
         self.lora_A = nn.Parameter(0.02 * torch.randn(rank, inputs, device=device, dtype=dtype))
         self.lora_E = nn.Parameter(torch.zeros(rank, 1, device=device, dtype=dtype))
         self.lora_B = nn.Parameter(0.02 * torch.randn(outputs, rank, device=device, dtype=dtype))
-        self.dropout = nn.Dropout(config.dropout)
-        self.alpha, self.divisor = config.alpha, config.init_rank + 1e-5  # also when fewer triplets are left
+        self.dropout = nn.Dropout(dropout)
+        self.alpha, self.divisor = alpha, init_rank + 1e-5
         self.register_buffer("kept", torch.ones(rank, dtype=torch.bool, device=device), persistent=False)
         self.importance_A = Importance(self.lora_A)
         self.importance_E = Importance(self.lora_E)
@@ -60,12 +57,6 @@ class AdaLoRALinear(AdaptedLayer):
     def delta(self) -> torch.Tensor:
         """The learnt change of the weight, ``ΔW = s · P Λ Q``, of shape (out, in)."""
         return self.lora_B @ (self.lora_A * self.lora_E) * self.alpha / self.divisor
-
-    def merged(self) -> nn.Module:
-        """The base layer with ``W + ΔW`` as its weight."""
-        weight = self.base.weight
-        weight.data = (weight + turned(self.base, self.delta())).to(weight.dtype)
-        return self.base
 
     def observe(self, beta1: float, beta2: float) -> None:
         """Update the importance of all numbers from the gradients of this step."""

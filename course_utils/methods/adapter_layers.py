@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
+from course_utils.methods.architectures import block_pattern
 from course_utils.methods.base import AdaptedLayer, trainable_dtype
 from course_utils.methods.bottleneck import Bottleneck, BottleneckConfig
 from course_utils.methods.errors import MethodError
@@ -86,7 +87,7 @@ class TrainedNorm(_Unmergeable):
 
 def in_blocks(model: nn.Module, place: str) -> dict[str, nn.Module]:
     """Dotted name → the module with this name in each block; the number of the block stands right before it."""
-    pattern = re.compile(rf".*\.\d+\.{re.escape(place)}")
+    pattern = re.compile(block_pattern(place))
     return {name: module for name, module in model.named_modules() if pattern.fullmatch(name)}
 
 

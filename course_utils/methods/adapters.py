@@ -29,8 +29,9 @@ from course_utils.methods.adapter_layers import (
     in_blocks,
     is_norm,
 )
+from course_utils.methods.architectures import AdapterPlaces
 from course_utils.methods.base import AdaptedLayer
-from course_utils.methods.bottleneck import BottleneckConfig, Places
+from course_utils.methods.bottleneck import BottleneckConfig
 from course_utils.methods.targets import find_head
 
 
@@ -46,7 +47,7 @@ class HoulsbyConfig(BottleneckConfig):
     activation: str = "gelu"
     initial_std: float | None = 0.001
 
-    def wrappers(self, model: nn.Module, places: Places) -> dict[str, AdaptedLayer]:
+    def in_places(self, model: nn.Module, places: AdapterPlaces) -> dict[str, AdaptedLayer]:
         """An adapter at the end of each sublayer, and a trained copy of each normalisation."""
         ends = in_blocks(model, places.attention_end) | in_blocks(model, places.feed_forward_end)
         head = tuple(name + "." for name in find_head(model, self.head))  # is trained as it is
@@ -66,7 +67,7 @@ class PfeifferConfig(BottleneckConfig):
 
     name: ClassVar[str] = "Pfeiffer adapters"
 
-    def wrappers(self, model: nn.Module, places: Places) -> dict[str, AdaptedLayer]:
+    def in_places(self, model: nn.Module, places: AdapterPlaces) -> dict[str, AdaptedLayer]:
         """One adapter in each block."""
         return _one_a_block(self, model, places)
 
@@ -81,12 +82,12 @@ class ParallelAdapterConfig(BottleneckConfig):
     scaling: float = 4.0
     initial_std: float | None = None
 
-    def wrappers(self, model: nn.Module, places: Places) -> dict[str, AdaptedLayer]:
+    def in_places(self, model: nn.Module, places: AdapterPlaces) -> dict[str, AdaptedLayer]:
         """One adapter in each block."""
         return _one_a_block(self, model, places)
 
 
-def _one_a_block(config: BottleneckConfig, model: nn.Module, places: Places) -> dict[str, AdaptedLayer]:
+def _one_a_block(config: BottleneckConfig, model: nn.Module, places: AdapterPlaces) -> dict[str, AdaptedLayer]:
     """One adapter in each block, at the feed-forward network, which reads x or the sum."""
     feed_forwards = in_blocks(model, places.feed_forward)
     if places.norm_before is None:

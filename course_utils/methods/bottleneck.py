@@ -11,39 +11,23 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from course_utils.methods.base import AdaptedLayer, MethodConfig, trainable_dtype
-from course_utils.methods.errors import MethodError, is_number, positive_integer
-from course_utils.methods.targets import replace_module
+from course_utils.methods.architectures import ARCHITECTURES, AdapterPlaces, architecture_of, model_type
+from course_utils.methods.base import AdaptedLayer, trainable_dtype
+from course_utils.methods.errors import MethodError, check_strength, check_whole_number, is_number
+from course_utils.methods.wrapping import WrappingConfig
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "swish": nn.SiLU, "tanh": nn.Tanh}
 
 
-class Places(NamedTuple):
-    """What a family of models calls the parts of its blocks."""
-
-    attention_end: str  # the last step of attention: its output is h
-    feed_forward_end: str
-    feed_forward: str  # takes x and gives h; in BERT it takes the hidden layer and x, and gives LN(h + x)
-    norm_before: str | None  # the normalisation of x, where there is one
-
-
-_BERT = Places("attention.output.dropout", "output.dropout", "output", None)
-_LLAMA = Places("self_attn.o_proj", "mlp.down_proj", "mlp", "post_attention_layernorm")
-PLACES: dict[str, Places] = {
-    **dict.fromkeys(("bert", "roberta", "xlm-roberta"), _BERT),
-    **dict.fromkeys(("llama", "mistral", "qwen2"), _LLAMA),
-    "gpt2": Places("attn.resid_dropout", "mlp.dropout", "mlp", "ln_2"),
-}
-
-
 @dataclass(frozen=True)
-class BottleneckConfig(MethodConfig):
+class BottleneckConfig(WrappingConfig):
     """What the three methods share; use one of the subclasses.
 
     Args:
@@ -64,30 +48,29 @@ class BottleneckConfig(MethodConfig):
 
     def __post_init__(self) -> None:
         if self.size is not None:
-            positive_integer(self.size, "size")
+            check_whole_number(self.size, "size")
         if self.activation not in ACTIVATIONS:
             raise MethodError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
-        if not (is_number(self.scaling) and self.scaling > 0):
-            raise MethodError(f"scaling must be a number above 0, got {self.scaling!r}: at 0 nothing would be learnt")
+        check_strength(self.scaling, "scaling")
         if self.initial_std is not None and not (is_number(self.initial_std) and self.initial_std > 0):
             raise MethodError(
                 f"initial_std must be a number above 0, got {self.initial_std!r}. To start exactly from the "
                 "pretrained model, write None: it sets U to zero and leaves D at random"
             )
 
-    def apply(self, model: nn.Module) -> None:
-        """Put the adapters in place."""
-        model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-        if model_type not in PLACES:
+    def wrappers(self, model: nn.Module) -> Mapping[str, AdaptedLayer]:
+        """The adapters in the places of this architecture."""
+        architecture = architecture_of(model)
+        if architecture is None or architecture.adapters is None:
+            known = ", ".join(name for name, row in ARCHITECTURES.items() if row.adapters is not None)
             raise MethodError(
-                f"{self.name} must know how a block is built, and {model_type!r} is unknown to them; "
-                f"known are {', '.join(PLACES)}. LoRA works on every model"
+                f"{self.name} must know how a block is built, and {model_type(model) or type(model).__name__!r} is "
+                f"unknown to them; known are {known}. LoRA works on every model"
             )
-        for name, layer in self.wrappers(model, PLACES[model_type]).items():
-            replace_module(model, name, layer)
+        return self.in_places(model, architecture.adapters)
 
     @abstractmethod
-    def wrappers(self, model: nn.Module, places: Places) -> dict[str, AdaptedLayer]:
+    def in_places(self, model: nn.Module, places: AdapterPlaces) -> Mapping[str, AdaptedLayer]:
         """Dotted name → what shall stand there."""
 
 

@@ -29,8 +29,8 @@ import torch
 from torch import nn
 
 from course_utils.methods.errors import MethodError
-from course_utils.methods.lora import LoRAConfig, LoRALinear, turned
-from course_utils.methods.targets import Matrix
+from course_utils.methods.lora import LoRAConfig, LoRALinear
+from course_utils.methods.targets import Matrix, turned
 
 
 @dataclass(frozen=True)

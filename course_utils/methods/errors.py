@@ -7,8 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from course_utils.errors import CourseError
 
-class MethodError(ValueError):
+
+class MethodError(CourseError, ValueError):
     """The method cannot be applied to this model with these settings."""
 
 
@@ -25,12 +27,38 @@ def refuse_packed_weights(module: nn.Module, method: str) -> None:
         )
 
 
-def positive_integer(value: Any, name: str) -> None:
-    """Raise `MethodError` unless `value` is a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise MethodError(f"{name} must be a whole number of at least 1, got {value!r}")
-
-
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number; True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_whole_number(value: Any, name: str, least: int = 1) -> None:
+    """Raise `MethodError` unless `value` is a whole number of at least `least`: a rank, a count, a seed."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise MethodError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_strength(value: Any, name: str) -> None:
+    """Raise `MethodError` unless `value` is a number above 0: an alpha, or another factor of what is learnt."""
+    if not (is_number(value) and value > 0):
+        raise MethodError(
+            f"{name} must be a number above 0, got {value!r}: at 0 the method is off, and below 0 it works backwards"
+        )
+
+
+def check_share(value: Any, name: str) -> None:
+    """Raise `MethodError` unless `value` is from 0 to below 1: a dropout."""
+    if not (is_number(value) and 0 <= value < 1):
+        raise MethodError(f"{name} is a share from 0 to below 1, got {value!r}")
+
+
+def check_switch(value: Any, name: str) -> None:
+    """Raise `MethodError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise MethodError(f"{name} must be True or False, got {value!r}")
+
+
+def check_choice(value: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Raise `MethodError` unless `value` is one of the choices."""
+    if value not in choices:
+        raise MethodError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

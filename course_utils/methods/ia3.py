@@ -29,30 +29,15 @@ from torch import nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from course_utils.methods.base import AdaptedLayer, MethodConfig, trainable_dtype
-from course_utils.methods.errors import MethodError, TargetError
-from course_utils.methods.lora import layer_shape
-from course_utils.methods.targets import Matrix, Targets, find_targets, replace_module
-
-#: The second layer of BERT's feed-forward block. Just "output.dense" would take attention.output.dense as well: peft's
-#: default does, and trains 64,512 numbers on BERT-base where the paper's places give 55,296.
-_BERT_FEEDFORWARD = r".*layer\.\d+\.output\.dense"
-
-#: The layers that make keys and values, and the second layers of the feed-forward blocks, by model type.
-PLACES: dict[str, tuple[Targets, Targets]] = {
-    "bert": (("key", "value"), _BERT_FEEDFORWARD),
-    "roberta": (("key", "value"), _BERT_FEEDFORWARD),
-    "xlm-roberta": (("key", "value"), _BERT_FEEDFORWARD),
-    "distilbert": (("k_lin", "v_lin"), ("ffn.lin2",)),
-    "gpt2": (("c_attn",), ("mlp.c_proj",)),
-    "llama": (("k_proj", "v_proj"), ("down_proj",)),
-    "mistral": (("k_proj", "v_proj"), ("down_proj",)),
-    "qwen2": (("k_proj", "v_proj"), ("down_proj",)),
-}
+from course_utils.methods.architectures import ARCHITECTURES, architecture_of, model_type
+from course_utils.methods.base import AdaptedLayer, trainable_dtype
+from course_utils.methods.errors import MethodError, TargetError, check_switch
+from course_utils.methods.targets import Matrix, Targets, find_targets, layer_shape
+from course_utils.methods.wrapping import WrappingConfig
 
 
 @dataclass(frozen=True)
-class IA3Config(MethodConfig):
+class IA3Config(WrappingConfig):
     """The settings of (IA)³. All defaults together are the places of the paper.
 
     Args:
@@ -70,19 +55,21 @@ class IA3Config(MethodConfig):
     def __post_init__(self) -> None:
         if self.keys_and_values == () and self.feedforward == ():
             raise MethodError("keys_and_values and feedforward are both empty, so nothing would be scaled")
-        if not isinstance(self.queries, bool):
-            raise MethodError(f"queries must be True or False, got {self.queries!r}")
+        check_switch(self.queries, "queries")
 
     def find_layers(self, model: nn.Module) -> tuple[dict[str, Matrix], dict[str, Matrix]]:
         """The layers to scale on the output and those to scale on the input, each by dotted name."""
+        architecture = architecture_of(model)
+        places = None if architecture is None else architecture.ia3_places
         chosen: list[Targets] = []
-        model_type = getattr(getattr(model, "config", None), "model_type", "")
-        for place, targets in enumerate((self.keys_and_values, self.feedforward)):
-            if targets is None and model_type not in PLACES:
+        for given, place in zip((self.keys_and_values, self.feedforward), places or (None, None), strict=True):
+            targets = place if given is None else given
+            if targets is None:
                 raise TargetError(
-                    f"no default places for a model of type {model_type!r}: set both keys_and_values and feedforward"
+                    f"no default places for a model of type {model_type(model)!r}: set both keys_and_values and "
+                    "feedforward"
                 )
-            chosen.append(PLACES[model_type][place] if targets is None else targets)
+            chosen.append(targets)
         outputs, inputs = ({} if targets == () else find_targets(model, targets, self.head) for targets in chosen)
         for name in outputs.keys() & inputs.keys():
             raise TargetError(
@@ -93,16 +80,14 @@ class IA3Config(MethodConfig):
             raise MethodError("queries=True is for GPT-2, where one layer makes query, key and value; none does here")
         return outputs, inputs
 
-    def apply(self, model: nn.Module) -> None:
-        """Wrap each layer in an `IA3Linear`."""
+    def wrappers(self, model: nn.Module) -> dict[str, IA3Linear]:
+        """An `IA3Linear` for each layer."""
         outputs, inputs = self.find_layers(model)
-        adapted = {
+        scaled_outputs = {
             name: IA3Linear(layer, skip=0 if self.queries else query_width(name, layer))
             for name, layer in outputs.items()
         }
-        adapted |= {name: IA3Linear(layer, feedforward=True) for name, layer in inputs.items()}
-        for name, layer in adapted.items():
-            replace_module(model, name, layer)
+        return scaled_outputs | {name: IA3Linear(layer, feedforward=True) for name, layer in inputs.items()}
 
 
 class IA3Linear(AdaptedLayer):
@@ -148,4 +133,5 @@ class IA3Linear(AdaptedLayer):
 def query_width(name: str, layer: Matrix) -> int:
     """How many of the first outputs are the query: a third in GPT-2's `c_attn`, else none."""
     inputs, outputs = layer_shape(layer)
-    return inputs if name.split(".")[-1] == "c_attn" and outputs == 3 * inputs else 0
+    fused = {row.attention.query.split(".")[-1] for row in ARCHITECTURES.values() if row.thirds}
+    return inputs if name.split(".")[-1] in fused and outputs == 3 * inputs else 0

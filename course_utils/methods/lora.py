@@ -21,15 +21,15 @@ from typing import ClassVar
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from course_utils.methods.base import AdaptedLayer, MethodConfig, trainable_dtype
-from course_utils.methods.errors import MethodError, is_number, positive_integer
-from course_utils.methods.targets import Matrix, Targets, find_targets, replace_module
+from course_utils.methods.base import trainable_dtype
+from course_utils.methods.errors import MethodError, check_share, check_strength, check_whole_number, is_number
+from course_utils.methods.targets import Matrix, layer_shape
+from course_utils.methods.wrapping import AdditiveLayer, TargetsConfig
 
 
 @dataclass(frozen=True)
-class LoRAConfig(MethodConfig):
+class LoRAConfig(TargetsConfig):
     """The settings of LoRA.
 
     Args:
@@ -45,27 +45,17 @@ class LoRAConfig(MethodConfig):
     rank: int = 8
     alpha: float = 16.0
     dropout: float = 0.0
-    targets: Targets | None = None
     rank_stabilized: bool = False
 
     def __post_init__(self) -> None:
-        positive_integer(self.rank, "rank")
-        if not (is_number(self.alpha) and self.alpha > 0):
-            raise MethodError(f"alpha must be a number above 0, got {self.alpha!r}: 0 or less turns LoRA off or around")
-        if not (is_number(self.dropout) and 0 <= self.dropout < 1):
-            raise MethodError(f"dropout is a share from 0 to below 1, got {self.dropout!r}")
+        check_whole_number(self.rank, "rank")
+        check_strength(self.alpha, "alpha")
+        check_share(self.dropout, "dropout")
 
     @property
     def scaling(self) -> float:
         """The factor s of the update."""
         return self.alpha / math.sqrt(self.rank) if self.rank_stabilized else self.alpha / self.rank
-
-    def apply(self, model: nn.Module) -> None:
-        """Wrap each target in a `LoRALinear`."""
-        layers = find_targets(model, self.targets, self.head)
-        adapted = {name: self.make_layer(layer) for name, layer in layers.items()}
-        for name, layer in adapted.items():
-            replace_module(model, name, layer)
 
     def make_layer(self, base: Matrix) -> LoRALinear:
         """The wrapper of one target, `base`, which stays as it is; the relatives of LoRA make another one here."""
@@ -98,7 +88,7 @@ class LoRAPlusConfig(LoRAConfig):
         return self.ratio if parameter.endswith("lora_B.weight") else 1.0
 
 
-class LoRALinear(AdaptedLayer):
+class LoRALinear(AdditiveLayer):
     """A frozen linear layer with a low-rank path beside it: ``h = base(x) + s · B (A x)``.
 
     Args:
@@ -128,22 +118,3 @@ class LoRALinear(AdaptedLayer):
     def delta(self) -> torch.Tensor:
         """The learnt change of the weight, ``ΔW = s · B A``, of shape (out, in)."""
         return self.lora_B.weight @ self.lora_A.weight * self.scaling
-
-    def merged(self) -> nn.Module:
-        """The base layer with ``W + ΔW`` as its weight."""
-        weight = self.base.weight
-        delta = turned(self.base, self.delta())
-        weight.data = (weight + delta).to(weight.dtype)  # adds in the wider of the two types
-        return self.base
-
-
-def layer_shape(layer: Matrix) -> tuple[int, int]:
-    """Inputs and outputs of a linear layer, whichever way round it stores its weight."""
-    if isinstance(layer, Conv1D):
-        return layer.nx, layer.nf
-    return layer.in_features, layer.out_features
-
-
-def turned(layer: Matrix, matrix: torch.Tensor) -> torch.Tensor:
-    """(out, in) → the way round that the layer stores its weight, and back: a `Conv1D` stores (in, out)."""
-    return matrix.T if isinstance(layer, Conv1D) else matrix

@@ -19,9 +19,8 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from course_utils.methods.double_quantization import dequantize_absmax, double_quantize_absmax
-from course_utils.methods.lora import layer_shape
 from course_utils.methods.quantization import BLOCK, dequantize_nf4, quantize_nf4
-from course_utils.methods.targets import Matrix
+from course_utils.methods.targets import Matrix, layer_shape
 
 #: Triton, which compiles `nf4_kernel`, comes with PyTorch for NVIDIA's and AMD's GPUs on Linux.
 HAS_TRITON = find_spec("triton") is not None

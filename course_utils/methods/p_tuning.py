@@ -20,8 +20,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from course_utils.methods.errors import MethodError, is_number, positive_integer
-from course_utils.methods.prompt_body import VirtualPromptConfig, one_of
+from course_utils.methods.errors import MethodError, check_choice, check_share, check_whole_number
+from course_utils.methods.prompt_body import VirtualPromptConfig
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,11 @@ class PTuningConfig(VirtualPromptConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self.encoder, "encoder", ("mlp", "lstm"))
+        check_choice(self.encoder, "encoder", ("mlp", "lstm"))
         if self.hidden is not None:
-            positive_integer(self.hidden, "hidden")
-        positive_integer(self.lstm_layers, "lstm_layers")
-        if not (is_number(self.lstm_dropout) and 0 <= self.lstm_dropout < 1):
-            raise MethodError(f"lstm_dropout is a share from 0 to below 1, got {self.lstm_dropout!r}")
+            check_whole_number(self.hidden, "hidden")
+        check_whole_number(self.lstm_layers, "lstm_layers")
+        check_share(self.lstm_dropout, "lstm_dropout")
         if self.lstm_dropout and self.lstm_layers == 1:
             raise MethodError("lstm_dropout acts between the layers of the LSTM, and lstm_layers=1 leaves no between")
 

@@ -25,8 +25,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from course_utils.methods.errors import MethodError, refuse_packed_weights
-from course_utils.methods.lora import LoRAConfig, LoRALinear, layer_shape, turned
-from course_utils.methods.targets import Matrix
+from course_utils.methods.lora import LoRAConfig, LoRALinear
+from course_utils.methods.targets import Matrix, layer_shape, turned
 
 
 @dataclass(frozen=True)

@@ -27,17 +27,18 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from course_utils.methods.base import MethodConfig, trainable_dtype
-from course_utils.methods.errors import MethodError, is_number, positive_integer
+from course_utils.methods.base import trainable_dtype
+from course_utils.methods.errors import MethodError, check_share, check_whole_number
 from course_utils.methods.prefix_body import PrefixBody, PrefixTable, check_prefix, prefix_shape
-from course_utils.methods.targets import find_body, replace_module
+from course_utils.methods.targets import find_body
 from course_utils.methods.virtual_tokens import word_embeddings
+from course_utils.methods.wrapping import WrappingConfig
 
 INITIALISATIONS = ("normal", "zero")
 
 
 @dataclass(frozen=True)
-class PrefixTuningConfig(MethodConfig):
+class PrefixTuningConfig(WrappingConfig):
     """The settings of prefix tuning.
 
     Args:
@@ -54,23 +55,23 @@ class PrefixTuningConfig(MethodConfig):
     init: str = "normal"
 
     def __post_init__(self) -> None:
-        positive_integer(self.virtual_tokens, "virtual_tokens")
+        check_whole_number(self.virtual_tokens, "virtual_tokens")
         if self.init not in INITIALISATIONS:
             raise MethodError(f"init must be one of {', '.join(INITIALISATIONS)}, got {self.init!r}")
         if self.mid_dim is not None:
-            positive_integer(self.mid_dim, "mid_dim")
+            check_whole_number(self.mid_dim, "mid_dim")
             if not self.reparameterize:
                 raise MethodError("mid_dim is the width of the network, which is off; set reparameterize=True with it")
 
-    def apply(self, model: nn.Module) -> None:
-        """Wrap the body of the model in a `PrefixBody`."""
+    def wrappers(self, model: nn.Module) -> dict[str, PrefixBody]:
+        """The body of the model in a `PrefixBody`."""
         name, body = find_body(model)
         check_prefix(body, self.virtual_tokens)
         layers, heads, head_size = prefix_shape(body.config)  # type: ignore[arg-type]  # nn.Module does not know it
         encoder = PrefixEncoder(self, 2 * layers * heads * head_size, heads * head_size)
         words = word_embeddings(body)
         encoder.to(words.weight.device, trainable_dtype(words.weight))
-        replace_module(model, name, PrefixBody(body, encoder, self.dropout_of_prefix()))
+        return {name: PrefixBody(body, encoder, self.dropout_of_prefix())}
 
     def dropout_of_prefix(self) -> float:
         """Share of the numbers of the prefix that are set to zero while training."""
@@ -90,8 +91,7 @@ class PTuningV2Config(PrefixTuningConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (is_number(self.dropout) and 0 <= self.dropout < 1):
-            raise MethodError(f"dropout is a share from 0 to below 1, got {self.dropout!r}")
+        check_share(self.dropout, "dropout")
 
     def dropout_of_prefix(self) -> float:
         """The setting `dropout`."""

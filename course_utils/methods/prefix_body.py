@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
+from course_utils.methods.architectures import ARCHITECTURES, grouped_key_heads
 from course_utils.methods.errors import MethodError
 from course_utils.methods.virtual_tokens import (
     AdaptedBody,
@@ -107,9 +108,10 @@ class PrefixBody(AdaptedBody):
 
 def prefix_shape(config: PretrainedConfig) -> tuple[int, int, int]:
     """Layers, heads and head size of the keys. With grouped queries there are fewer heads of keys than of queries."""
-    heads: int = config.num_attention_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return config.num_hidden_layers, getattr(config, "num_key_value_heads", None) or heads, head_size
+    architecture = ARCHITECTURES.get(config.model_type)
+    key_heads = grouped_key_heads if architecture is None else architecture.key_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config.num_hidden_layers, key_heads(config), head_size
 
 
 def check_prefix(body: nn.Module, k: int) -> None:

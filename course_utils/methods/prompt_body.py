@@ -27,9 +27,9 @@ import torch
 from torch import nn
 from transformers.utils import ModelOutput
 
-from course_utils.methods.base import MethodConfig, trainable_dtype
-from course_utils.methods.errors import MethodError, positive_integer
-from course_utils.methods.targets import find_body, replace_module
+from course_utils.methods.base import trainable_dtype
+from course_utils.methods.errors import MethodError, check_choice, check_whole_number
+from course_utils.methods.targets import find_body
 from course_utils.methods.virtual_tokens import (
     AdaptedBody,
     cache_name,
@@ -41,10 +41,11 @@ from course_utils.methods.virtual_tokens import (
     text_positions,
     word_embeddings,
 )
+from course_utils.methods.wrapping import WrappingConfig
 
 
 @dataclass(frozen=True)
-class VirtualPromptConfig(MethodConfig):
+class VirtualPromptConfig(WrappingConfig):
     """What prompt tuning and P-Tuning share.
 
     Args:
@@ -57,11 +58,11 @@ class VirtualPromptConfig(MethodConfig):
     pool: str = "text"
 
     def __post_init__(self) -> None:
-        positive_integer(self.virtual_tokens, "virtual_tokens")
-        one_of(self.pool, "pool", ("text", "peft"))
+        check_whole_number(self.virtual_tokens, "virtual_tokens")
+        check_choice(self.pool, "pool", ("text", "peft"))
 
-    def apply(self, model: nn.Module) -> None:
-        """Wrap the body in a `PromptBody`."""
+    def wrappers(self, model: nn.Module) -> dict[str, PromptBody]:
+        """The body in a `PromptBody`."""
         name, body = find_body(model)
         if self.pool == "peft" and not pools_first_token(model):
             raise MethodError(
@@ -71,7 +72,7 @@ class VirtualPromptConfig(MethodConfig):
         words = word_embeddings(body)
         check_length(position_range(body), self.virtual_tokens, tokens=1)
         prompt = self.new_prompt(words).to(words.weight.device, trainable_dtype(words.weight))
-        replace_module(model, name, PromptBody(body, prompt, self))
+        return {name: PromptBody(body, prompt, self)}
 
     @abstractmethod
     def new_prompt(self, words: nn.Embedding) -> nn.Module:
@@ -146,9 +147,3 @@ class PromptBody(AdaptedBody):
 def pools_first_token(model: nn.Module) -> bool:
     """Whether this classifier of texts reads the first token (BERT, RoBERTa); those with `score` read the last."""
     return type(model).__name__.endswith("ForSequenceClassification") and hasattr(model, "classifier")
-
-
-def one_of(value: Any, name: str, choices: tuple[str, ...]) -> None:
-    """Raise `MethodError` if a setting is none of the choices."""
-    if value not in choices:
-        raise MethodError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -18,8 +18,8 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from course_utils.methods.errors import MethodError
-from course_utils.methods.prompt_body import VirtualPromptConfig, one_of
+from course_utils.methods.errors import MethodError, check_choice
+from course_utils.methods.prompt_body import VirtualPromptConfig
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PromptTuningConfig(VirtualPromptConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self.init, "init", ("vocabulary", "text", "random"))
+        check_choice(self.init, "init", ("vocabulary", "text", "random"))
         if (self.initial_tokens is not None) != (self.init == "text"):
             raise MethodError("initial_tokens and init='text' go together: give both, or neither")
         ids = self.initial_tokens

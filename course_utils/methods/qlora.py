@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from course_utils.methods.base import AdaptedLayer
-from course_utils.methods.errors import MethodError, positive_integer
+from course_utils.methods.errors import MethodError, check_whole_number
 from course_utils.methods.lora import LoRAConfig
 from course_utils.methods.nf4_layer import NF4Linear
 from course_utils.methods.quantization import BLOCK
@@ -109,6 +109,6 @@ def dequantize(model: nn.Module) -> nn.Module:
 
 
 def _check(block_size: int, compute_dtype: torch.dtype | None) -> None:
-    positive_integer(block_size, "block_size")
+    check_whole_number(block_size, "block_size")
     if compute_dtype not in (None, torch.float32, torch.bfloat16, torch.float16):
         raise MethodError(f"compute_dtype must be torch.float32, bfloat16, float16 or None, got {compute_dtype!r}")

@@ -23,7 +23,7 @@ from statistics import NormalDist
 import torch
 from torch.nn.functional import pad
 
-from course_utils.methods.errors import MethodError, positive_integer
+from course_utils.methods.errors import MethodError, check_whole_number
 
 #: Numbers that share one absmax in NF4.
 BLOCK = 64
@@ -114,7 +114,7 @@ def dequantize_nf4(
 
 def quantize_blocks(values: torch.Tensor, levels: torch.Tensor, block_size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Divide each block by its absmax and take the nearest level: codes, uint8 (numbers,), and absmax (blocks,)."""
-    positive_integer(block_size, "block_size")
+    check_whole_number(block_size, "block_size")
     if not values.is_floating_point():
         raise MethodError(f"only floating point numbers can be quantised, got {values.dtype}: quantised already?")
     flat = values.detach().float().flatten()

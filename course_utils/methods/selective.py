@@ -13,8 +13,9 @@ from typing import ClassVar
 
 from torch import nn
 
+from course_utils.methods.architectures import ARCHITECTURES, architecture_of, model_type
 from course_utils.methods.base import MethodConfig
-from course_utils.methods.errors import MethodError, positive_integer, refuse_packed_weights
+from course_utils.methods.errors import MethodError, check_whole_number, refuse_packed_weights
 from course_utils.methods.targets import find_head
 
 
@@ -58,7 +59,7 @@ class LastLayersConfig(MethodConfig):
     layers: int = 1
 
     def __post_init__(self) -> None:
-        positive_integer(self.layers, "layers")
+        check_whole_number(self.layers, "layers")
 
     def apply(self, model: nn.Module) -> None:
         """Unfreeze the last blocks and what follows them."""
@@ -80,16 +81,6 @@ def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     if not lists:
         raise MethodError("the model has no list of blocks, so there are no last layers to choose")
     return max(lists, key=lambda item: len(item[1]))
-
-
-#: The paper's two biases, ends of dotted names by model type: b_q, of the query, and b_m2, of the feed-forward block's
-#: first layer.
-TWO_BIASES = {
-    "bert": (".attention.self.query.bias", ".intermediate.dense.bias"),
-    "roberta": (".attention.self.query.bias", ".intermediate.dense.bias"),
-    "xlm-roberta": (".attention.self.query.bias", ".intermediate.dense.bias"),
-    "distilbert": (".attention.q_lin.bias", ".ffn.lin1.bias"),
-}
 
 
 @dataclass(frozen=True)
@@ -119,23 +110,25 @@ class BitFitConfig(MethodConfig):
     def apply(self, model: nn.Module) -> None:
         """Unfreeze the parameters that are called bias, or those of the two."""
         biases = {name: p for name, p in model.named_parameters() if name.split(".")[-1] == "bias"}
-        model_type = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        family = model_type(model) or type(model).__name__
         if not biases:
             raise MethodError(
-                f"BitFit trains biases, and this model ({model_type}) has none: the Llama family leaves them out of "
+                f"BitFit trains biases, and this model ({family}) has none: the Llama family leaves them out of "
                 "its linear layers and normalisations. Use LoRA, or a model with biases (BERT, RoBERTa, GPT-2)."
             )
         if self.biases == "two":
-            if model_type == "gpt2":
+            architecture = architecture_of(model)
+            if architecture is not None and architecture.fused:
                 raise MethodError(
-                    "GPT-2 keeps the biases of query, key and value in one parameter, c_attn.bias, and a part of a "
-                    "parameter cannot be frozen. Use biases='all'."
-                )
-            if model_type not in TWO_BIASES:
-                raise MethodError(
-                    f"biases='two' is not defined for this model ({model_type}), only for {', '.join(TWO_BIASES)}. "
+                    f"this model ({family}) keeps the biases of query, key and value in one parameter, "
+                    f"{architecture.query_and_value[0]}.bias, and a part of a parameter cannot be frozen. "
                     "Use biases='all'."
                 )
-            biases = {name: p for name, p in biases.items() if name.endswith(TWO_BIASES[model_type])}
+            if architecture is None or architecture.two_biases is None:
+                known = ", ".join(name for name, row in ARCHITECTURES.items() if row.two_biases is not None)
+                raise MethodError(
+                    f"biases='two' is not defined for this model ({family}), only for {known}. Use biases='all'."
+                )
+            biases = {name: p for name, p in biases.items() if name.endswith(architecture.two_biases)}
         for bias in biases.values():
             bias.requires_grad_(True)

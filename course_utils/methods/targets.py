@@ -5,26 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from course_utils.methods.architectures import HEAD_NAMES, architecture_of, model_type
 from course_utils.methods.errors import MethodError, TargetError
-
-#: The names that transformers gives to the head of a classifier.
-HEAD_NAMES = ("classifier", "score")
-
-#: Query and value projections by model type, as in the LoRA paper. GPT-2 keeps query, key and value in one matrix.
-QUERY_AND_VALUE: dict[str, tuple[str, ...]] = {
-    "bert": ("query", "value"),
-    "roberta": ("query", "value"),
-    "xlm-roberta": ("query", "value"),
-    "distilbert": ("q_lin", "v_lin"),
-    "gpt2": ("c_attn",),
-    "llama": ("q_proj", "v_proj"),
-    "mistral": ("q_proj", "v_proj"),
-    "qwen2": ("q_proj", "v_proj"),
-}
 
 Targets = str | tuple[str, ...]
 
@@ -70,10 +57,10 @@ def find_targets(model: nn.Module, targets: Targets | None, head: tuple[str, ...
         if isinstance(module, Matrix) and not any(name == h or name.startswith(h + ".") for h in head)
     }
     if targets is None:
-        model_type = getattr(getattr(model, "config", None), "model_type", "")
-        if model_type not in QUERY_AND_VALUE:
-            raise TargetError(f"no default targets for a model of type {model_type!r}. {_existing(linear)}")
-        targets = QUERY_AND_VALUE[model_type]
+        architecture = architecture_of(model)
+        if architecture is None:
+            raise TargetError(f"no default targets for a model of type {model_type(model)!r}. {_existing(linear)}")
+        targets = architecture.query_and_value
     if targets == "all-linear":
         output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
         return {name: module for name, module in linear.items() if module is not output}
@@ -107,6 +94,18 @@ def _existing(linear: Mapping[str, nn.Module]) -> str:
     last_parts = sorted({name.rsplit(".", 1)[-1] for name in linear})
     example = next(iter(linear), "nothing")
     return f"The model's linear layers are called {', '.join(last_parts) or 'nothing'} (one in full: {example})."
+
+
+def layer_shape(layer: Matrix) -> tuple[int, int]:
+    """Inputs and outputs of a linear layer, whichever way round it stores its weight: (384, 1536)."""
+    if isinstance(layer, Conv1D):
+        return layer.nx, layer.nf
+    return layer.in_features, layer.out_features
+
+
+def turned(layer: Matrix, matrix: torch.Tensor) -> torch.Tensor:
+    """(out, in) → the way round that the layer stores its weight, and back: a `Conv1D` stores (in, out)."""
+    return matrix.T if isinstance(layer, Conv1D) else matrix
 
 
 def find_body(model: nn.Module) -> tuple[str, nn.Module]:

@@ -16,7 +16,7 @@ Because b starts at zero, the model computes exactly what it did before until th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,14 +24,14 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from course_utils.methods.base import AdaptedLayer, MethodConfig, trainable_dtype
-from course_utils.methods.errors import MethodError, is_number, positive_integer
-from course_utils.methods.lora import layer_shape, turned
-from course_utils.methods.targets import Matrix, Targets, find_targets, replace_module
+from course_utils.methods.base import trainable_dtype
+from course_utils.methods.errors import MethodError, check_share, check_switch, check_whole_number, is_number
+from course_utils.methods.targets import Matrix, layer_shape
+from course_utils.methods.wrapping import AdditiveLayer, TargetsConfig
 
 
 @dataclass(frozen=True)
-class VeRAConfig(MethodConfig):
+class VeRAConfig(TargetsConfig):
     """The settings of VeRA.
 
     Args:
@@ -48,31 +48,25 @@ class VeRAConfig(MethodConfig):
     rank: int = 256
     initial_d: float = 0.1
     dropout: float = 0.0
-    targets: Targets | None = None
     projection_seed: int = 0
     save_projection: bool = True
 
     def __post_init__(self) -> None:
-        positive_integer(self.rank, "rank")
+        check_whole_number(self.rank, "rank")
         if not (is_number(self.initial_d) and self.initial_d != 0):
             raise MethodError(
                 f"initial_d must be a number other than 0, got {self.initial_d!r}: at 0 nothing is learnt"
             )
-        if not (is_number(self.dropout) and 0 <= self.dropout < 1):
-            raise MethodError(f"dropout is a share from 0 to below 1, got {self.dropout!r}")
-        seed = self.projection_seed
-        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**63:
-            raise MethodError(f"projection_seed must be a whole number of at least 0, got {seed!r}")
-        if not isinstance(self.save_projection, bool):
-            raise MethodError(f"save_projection must be True or False, got {self.save_projection!r}")
+        check_share(self.dropout, "dropout")
+        check_whole_number(self.projection_seed, "projection_seed", least=0)
+        if self.projection_seed >= 2**63:
+            raise MethodError(f"projection_seed must be below 2⁶³, got {self.projection_seed!r}")
+        check_switch(self.save_projection, "save_projection")
 
-    def apply(self, model: nn.Module) -> None:
+    def wrap(self, layers: Mapping[str, Matrix]) -> dict[str, VeRALinear]:
         """Draw A and B, and wrap each target in a `VeRALinear` that shares them."""
-        layers = find_targets(model, self.targets, self.head)
         projections = Projections(layers.values(), self.rank, self.projection_seed)
-        adapted = {name: VeRALinear(layer, projections, self) for name, layer in layers.items()}
-        for name, layer in adapted.items():
-            replace_module(model, name, layer)
+        return {name: VeRALinear(layer, projections, self) for name, layer in layers.items()}
 
 
 class Projections(nn.Module):
@@ -101,7 +95,7 @@ class Projections(nn.Module):
             self.register_buffer(name, like_new_weight(drawn, bases[0].weight), persistent=False)
 
 
-class VeRALinear(AdaptedLayer):
+class VeRALinear(AdditiveLayer):
     """A frozen linear layer with a scaled random path beside it: ``h = base(x) + b ⊙ B (d ⊙ A x)``.
 
     Args:
@@ -137,12 +131,6 @@ class VeRALinear(AdaptedLayer):
         """The learnt change of the weight, ``ΔW = diag(b) B diag(d) A``, of shape (out, in)."""
         A, B = self.shared_part()
         return (self.vera_lambda_b[:, None] * B) @ (self.vera_lambda_d[:, None] * A)
-
-    def merged(self) -> nn.Module:
-        """The base layer with ``W + ΔW`` as its weight."""
-        weight = self.base.weight
-        weight.data = (weight + turned(self.base, self.delta())).to(weight.dtype)
-        return self.base
 
 
 def like_new_weight(drawn: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

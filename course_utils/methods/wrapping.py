@@ -1,0 +1,85 @@
+"""How a method that adds something gets into a model: find modules, wrap each, put the wrappers in their place.
+
+A new method on linear layers is a configuration and a layer. Where it changes the weight by some ΔW, the layer says
+`delta`, and has its forward pass and its merge from here::
+
+    class MyConfig(TargetsConfig):                    class MyLinear(AdditiveLayer):
+        def make_layer(self, base):                       def delta(self):
+            return MyLinear(base, self)                       return ...  # (out, in)
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from course_utils.methods.base import AdaptedLayer, MethodConfig
+from course_utils.methods.targets import Matrix, Targets, find_targets, replace_module, turned
+
+
+@dataclass(frozen=True)
+class WrappingConfig(MethodConfig):
+    """A method that puts wrappers around modules of the model."""
+
+    def apply(self, model: nn.Module) -> None:
+        """Make all wrappers, and only then put them in place: an error leaves the model as it was."""
+        for name, wrapper in self.wrappers(model).items():
+            replace_module(model, name, wrapper)
+
+    @abstractmethod
+    def wrappers(self, model: nn.Module) -> Mapping[str, AdaptedLayer]:
+        """Dotted name → what shall stand there. The model is not changed yet."""
+
+
+@dataclass(frozen=True)
+class TargetsConfig(WrappingConfig):
+    """A method on linear layers.
+
+    Args:
+        targets: the matrices to adapt, see `find_targets`; None means query and value.
+    """
+
+    targets: Targets | None = None
+
+    def wrappers(self, model: nn.Module) -> Mapping[str, AdaptedLayer]:
+        """A wrapper for each target."""
+        return self.wrap(find_targets(model, self.targets, self.head))
+
+    def wrap(self, layers: Mapping[str, Matrix]) -> Mapping[str, AdaptedLayer]:
+        """The wrappers of all targets by name; a method whose layers share something or differ overrides this."""
+        return {name: self.make_layer(layer) for name, layer in layers.items()}
+
+    def make_layer(self, base: Matrix) -> AdaptedLayer:
+        """The wrapper of one target, `base`, which stays as it is."""
+        raise NotImplementedError(f"{type(self).__name__} needs make_layer, or wrap where the layers are not alike")
+
+
+class AdditiveLayer(AdaptedLayer):
+    """A linear layer whose weight is changed by adding ΔW: ``h = (W + ΔW) x + b``.
+
+    Args:
+        base: an `nn.Linear` (weight (out, in)) or GPT-2's `Conv1D` (weight (in, out)); its parameters stay frozen.
+    """
+
+    base: Matrix
+
+    @abstractmethod
+    def delta(self) -> torch.Tensor:
+        """The learnt change of the weight, ΔW, of shape (out, in)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (batch, tokens, in) → (batch, tokens, out)
+        """Compute ``base(x) + ΔW x``. A method that need not form ΔW has a cheaper way of its own."""
+        h, delta = self.base(x), self.delta()
+        return (h + F.linear(x.to(delta.dtype), delta)).to(h.dtype)
+
+    def merged(self) -> nn.Module:
+        """The base layer with ``W + ΔW`` as its weight."""
+        weight = self.base.weight
+        delta = turned(self.base, self.delta())
+        weight.data = (weight + delta).to(weight.dtype)  # adds in the wider of the two types
+        return self.base
