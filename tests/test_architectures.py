@@ -23,7 +23,8 @@ from course_utils.methods import (
     trainable_parameters,
 )
 from course_utils.methods.adapter_layers import in_blocks, is_norm
-from course_utils.methods.architectures import ARCHITECTURES, HEAD_NAMES, Architecture, architecture_of
+from course_utils.methods.architecture_row import Architecture
+from course_utils.methods.architectures import ARCHITECTURES, HEAD_NAMES, architecture_of
 from course_utils.methods.prefix_body import prefix_shape
 
 #: What a configuration needs beside `_COMMON`, so that the model is tiny and each setting of the row shows.

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from course_utils.methods.architectures import block_pattern
+from course_utils.methods.architecture_row import block_pattern
 from course_utils.methods.base import AdaptedLayer, trainable_dtype
 from course_utils.methods.bottleneck import Bottleneck, BottleneckConfig
 from course_utils.methods.errors import MethodError

@@ -29,7 +29,7 @@ from course_utils.methods.adapter_layers import (
     in_blocks,
     is_norm,
 )
-from course_utils.methods.architectures import AdapterPlaces
+from course_utils.methods.architecture_row import AdapterPlaces
 from course_utils.methods.base import AdaptedLayer
 from course_utils.methods.bottleneck import BottleneckConfig
 from course_utils.methods.targets import find_head

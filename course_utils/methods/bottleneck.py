@@ -18,7 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from course_utils.methods.architectures import ARCHITECTURES, AdapterPlaces, architecture_of, model_type
+from course_utils.methods.architecture_row import AdapterPlaces
+from course_utils.methods.architectures import ARCHITECTURES, architecture_of, model_type
 from course_utils.methods.base import AdaptedLayer, trainable_dtype
 from course_utils.methods.errors import MethodError, check_strength, check_whole_number, is_number
 from course_utils.methods.wrapping import WrappingConfig

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
-from course_utils.methods.architectures import ARCHITECTURES, grouped_key_heads
+from course_utils.methods.architecture_row import grouped_key_heads
+from course_utils.methods.architectures import ARCHITECTURES
 from course_utils.methods.errors import MethodError
 from course_utils.methods.virtual_tokens import (
     AdaptedBody,

@@ -1,7 +1,7 @@
 """All methods, one row each: what the study, the bench, the checkpoints, the map and the tests know of them.
 
-A row is plain data. Whoever needs a list of methods makes a view of `METHODS`. `tests/test_registry.py` demands a row, a
-test case, a checkpoint, a page and the rest for every configuration of this package: a forgotten line fails.
+A row is plain data. Whoever needs a list of methods makes a view of `METHODS`. `tests/test_registry.py` demands a row,
+a test case, a checkpoint, a page and the rest for every configuration of this package: a forgotten line fails.
 """
 
 from __future__ import annotations
