@@ -179,8 +179,9 @@ def assert_equal_to_peft(family: str, config: MethodConfig, theirs: peft.PeftCon
     for output in outputs:
         output.loss.backward()
     for name, parameter in mine.items():
-        assert parameter.grad is not None and his[name].grad is not None, name
-        assert torch.equal(parameter.grad, his[name].grad), name
+        gradient = his[name].grad
+        assert parameter.grad is not None and gradient is not None, name
+        assert torch.equal(parameter.grad, gradient), name
 
 
 @rows

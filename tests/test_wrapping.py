@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -124,7 +124,7 @@ def test_wrappers_are_put_in_place_by_one_loop() -> None:
     }
 
 
-def _configurations(cls: type[MethodConfig]) -> set[type[MethodConfig]]:
+def _configurations(cls: Any) -> set[type[MethodConfig]]:
     found = {cls}.union(*(_configurations(child) for child in cls.__subclasses__()))
     return {cls for cls in found if cls.__module__.startswith(methods.__name__)}
 

@@ -25,7 +25,7 @@ class Attention(NamedTuple):
 
 def grouped_key_heads(config: Any) -> int:
     """As many heads of keys as the configuration says, or as there are heads of queries where it says nothing."""
-    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads  # type: ignore[no-any-return]
+    return getattr(config, "num_key_value_heads", None) or config.num_attention_heads
 
 
 class AdapterPlaces(NamedTuple):
