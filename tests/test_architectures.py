@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -13,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
+from course_utils.checkpoints import load, save
 from course_utils.methods import (
     IA3Config,
     LoRAConfig,
@@ -215,3 +217,23 @@ def test_ia3_equals_peft_or_is_refused(family: str) -> None:
         modules_to_save=list(row.head),
     )
     assert_equal_to_peft(family, config, theirs)
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+@rows
+def test_a_checkpoint_goes_to_peft_and_comes_back(family: str, tmp_path: Path) -> None:
+    model, batch = inject(make_tiny(family), LoRAConfig(rank=3, alpha=7)), make_batch()
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in trainable_parameters(model).values():
+            parameter.add_(0.1 * noise(parameter, generator))
+    expected = model(**batch).logits
+    folder = save(model, tmp_path / "ours")
+    reference = peft.PeftModel.from_pretrained(make_tiny(family), folder).eval()
+    assert torch.equal(reference(**batch).logits, expected)
+    assert torch.equal(load(make_tiny(family), folder)(**batch).logits, expected)
+    assert not torch.allclose(make_tiny(family)(**batch).logits, expected, rtol=1e-2)
+    reference.save_pretrained(tmp_path / "theirs")
+    assert torch.equal(load(make_tiny(family), tmp_path / "theirs")(**batch).logits, expected)
