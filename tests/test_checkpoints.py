@@ -20,9 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
+from course_utils import methods
 from course_utils.checkpoints import CheckpointError, load, save
 from course_utils.checkpoints.formats import Format
-from course_utils.checkpoints.table import PEFT_FORMATS
+from course_utils.checkpoints.table import OWN_METHODS, PEFT_FORMATS
 from course_utils.methods import (
     BitFitConfig,
     FullConfig,
@@ -436,6 +437,15 @@ def test_every_setting_of_peft_s_is_known_or_off_by_default(folder: Path, tmp_pa
     assert len(header) > 35
     edit_header(folder, **header | {"r": 8, "lora_alpha": 16, "eva_config": None, "revision": "main"})
     assert torch.equal(logits(load(make("bert"), folder), "bert"), logits(trained("bert", LoRAConfig()), "bert"))
+
+
+def test_every_method_has_a_format() -> None:
+    configs = [value for value in map(vars(methods).get, methods.__all__) if isinstance(value, type)]
+    every = {config for config in configs if issubclass(config, MethodConfig)} - {MethodConfig}
+    rows = [row.method for row in PEFT_FORMATS]
+    assert len(rows) == len(set(rows))
+    assert set(rows) | set(OWN_METHODS.values()) == every
+    assert not set(rows) & set(OWN_METHODS.values())
 
 
 #: What ours does not implement, by peft's type. A field that a newer peft adds is in none of the lists.

@@ -230,7 +230,7 @@ def with_peft_s_head(model: nn.Module, head: tuple[str, ...]) -> dict[str, nn.Pa
         if isinstance(module, AdaptedLayer) and f"{name}.".startswith(tuple(f"{other}." for other in others)):
             raise CheckpointError(
                 f"{name} is adapted, and peft takes it for a part of the head {head}, because the names end alike. "
-                f"Name it in `head` as well, or leave it out of the targets"
+                "Name it in `head` as well, or leave it out of the targets"
             )
     return {n: p for n, p in model.named_parameters() if n.startswith(tuple(f"{other}." for other in others))}
 
