@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,12 +14,16 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, fill_lora, make, make_batch, noise
-from peft import IA3Config, LoraConfig, PeftModel, TaskType, get_peft_model
+from models import ALL_MODELS, CLASSIFIERS, DEVICE, fill_lora, make, make_batch, noise
+from peft import PEFT_TYPE_TO_CONFIG_MAPPING, IA3Config, LoraConfig, PeftModel, PeftType, TaskType, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import DistilBertConfig, DistilBertForSequenceClassification
 
+from course_utils import methods
 from course_utils.checkpoints import CheckpointError, load, save
+from course_utils.checkpoints.formats import Format
+from course_utils.checkpoints.table import OWN_METHODS, PEFT_FORMATS
 from course_utils.methods import (
     BitFitConfig,
     FullConfig,
@@ -26,6 +31,8 @@ from course_utils.methods import (
     LastLayersConfig,
     LoRAConfig,
     MethodConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
     count_parameters,
     inject,
     merge,
@@ -151,6 +158,115 @@ def test_a_short_header_written_by_hand_is_enough(folder: Path) -> None:
     needed = ("peft_type", "r", "lora_alpha", "target_modules", "modules_to_save")
     (folder / "adapter_config.json").write_text(json.dumps({key: header[key] for key in needed}))
     assert torch.equal(logits(load(make("bert"), folder), "bert"), logits(trained("bert", LoRAConfig()), "bert"))
+
+
+def distilbert() -> Any:
+    """Its head is two layers, `pre_classifier` and `classifier`."""
+    config = DistilBertConfig(
+        vocab_size=64, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=40, pad_token_id=1
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model: Any = DistilBertForSequenceClassification(config)
+        return model.to(DEVICE).eval()
+
+
+def distilbert_logits(model: Any) -> torch.Tensor:
+    batch = make_batch("bert")
+    with torch.no_grad():
+        return model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+
+
+def moved(model: Any) -> Any:
+    """All that is trained, far from where it began."""
+    with torch.no_grad():
+        for parameter in trainable_parameters(model).values():
+            parameter.add_(0.1 * noise(parameter, 2))
+    return model
+
+
+def test_peft_s_head_of_two_layers_loads_in_ours(tmp_path: Path) -> None:
+    theirs = moved(get_peft_model(distilbert(), LoraConfig(target_modules=["q_lin"], task_type=TaskType.SEQ_CLS)))
+    theirs.save_pretrained(str(tmp_path))
+    ours = load(distilbert(), tmp_path)
+    assert torch.equal(distilbert_logits(ours), distilbert_logits(theirs))
+    assert {"pre_classifier.weight", "classifier.weight"} < set(trainable_parameters(ours))
+
+
+@pytest.mark.parametrize(
+    "config", [LoRAConfig(head=("classifier",)), PromptTuningConfig(head=("classifier",))], ids=lambda c: c.name
+)
+def test_what_peft_takes_for_the_head_is_in_the_file_too(config: MethodConfig, tmp_path: Path) -> None:
+    """Of "classifier", peft trains `pre_classifier` as well, and needs its weights, which are the backbone's here."""
+    ours = moved(inject(distilbert(), config))
+    save(ours, tmp_path)
+    expected = distilbert_logits(ours)
+    assert torch.equal(distilbert_logits(load(distilbert(), tmp_path)), expected)
+    if isinstance(config, LoRAConfig):  # peft's prompts read another position, see `VirtualPromptConfig.pool`
+        assert torch.equal(distilbert_logits(PeftModel.from_pretrained(distilbert(), tmp_path)), expected)
+
+
+def test_a_target_that_peft_takes_for_the_head_is_refused(tmp_path: Path) -> None:
+    model = inject(distilbert(), LoRAConfig(targets="all-linear", head=("classifier",)))
+    with pytest.raises(CheckpointError, match=r"pre_classifier is adapted, and peft takes it for a part of the head"):
+        save(model, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("names", [["norm"], ["embed_tokens", "lm_head"], ["mlp.up_proj", "rotary_emb"]], ids=str)
+def test_peft_s_ends_of_names_mean_the_same_in_ours(names: list[str], tmp_path: Path) -> None:
+    """ "norm" is the end of `input_layernorm` as well."""
+    theirs = get_peft_model(make("llama-lm"), LoraConfig(modules_to_save=names, task_type=TaskType.CAUSAL_LM))
+    moved(theirs).save_pretrained(str(tmp_path / "peft"))
+    ours = load(make("llama-lm"), tmp_path / "peft")
+    assert torch.equal(logits(ours, "llama-lm"), logits(theirs, "llama-lm"))
+    assert count_parameters(ours).trainable == count_parameters(theirs).trainable
+    save(ours, tmp_path / "ours")
+    again = PeftModel.from_pretrained(make("llama-lm"), tmp_path / "ours")
+    assert torch.equal(logits(again, "llama-lm"), logits(theirs, "llama-lm"))
+
+
+# --- tied weights: peft unties what it trains, so the two formats would mean two things ---
+
+TIED = [
+    ("gpt2-lm", "transformer.wte"),
+    ("gpt2-lm", "lm_head"),
+    ("llama-lm", "model.embed_tokens"),
+    ("llama-lm", "lm_head"),
+]
+
+
+def tied(kind: str) -> Any:
+    model = make(kind, tie_word_embeddings=True)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    return model
+
+
+@pytest.mark.parametrize("method", [LoRAConfig, PromptTuningConfig, PrefixTuningConfig], ids=lambda method: method.name)
+@pytest.mark.parametrize(("kind", "head"), TIED)
+def test_a_tied_weight_in_the_head_is_not_saved_for_peft(
+    kind: str, head: str, method: Callable[..., MethodConfig], tmp_path: Path
+) -> None:
+    model = inject(tied(kind), method(head=(head,)))
+    with pytest.raises(CheckpointError, match=r"is trained and is the same weight as .* \(tied embeddings\)"):
+        save(model, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+@pytest.mark.parametrize(("kind", "head"), TIED)
+def test_peft_s_tied_weight_in_the_head_is_not_loaded(kind: str, head: str, tmp_path: Path) -> None:
+    settings = LoraConfig(modules_to_save=[head.split(".")[-1]], task_type=TaskType.CAUSAL_LM)
+    moved(get_peft_model(tied(kind), settings)).save_pretrained(str(tmp_path))
+    refused(kind, tmp_path, r"is trained and is the same weight as .* \(tied embeddings\)", tied(kind))
+
+
+def test_our_own_format_trains_a_tied_weight(tmp_path: Path) -> None:
+    model = moved(inject(tied("gpt2-lm"), HeadOnlyConfig(head=("lm_head",))))
+    save(model, tmp_path)
+    again = load(tied("gpt2-lm"), tmp_path)
+    assert again.lm_head.weight is again.transformer.wte.weight  # type: ignore[union-attr]
+    assert torch.equal(logits(again, "gpt2-lm"), logits(model, "gpt2-lm"))
 
 
 SELECTIVE: list[MethodConfig] = [FullConfig(), HeadOnlyConfig(), LastLayersConfig(layers=2), BitFitConfig()]
@@ -285,6 +401,7 @@ def test_a_model_that_carries_a_method_already(folder: Path) -> None:
         {"layers_to_transform": 0},
         {"layers_to_transform": [1]},
         {"layers_pattern": "layer"},
+        {"ensure_weight_tying": True},
         {"exclude_modules": ["value"]},
         {"target_parameters": ["x"]},
         {"trainable_token_indices": [3]},
@@ -322,6 +439,51 @@ def test_every_setting_of_peft_s_is_known_or_off_by_default(folder: Path, tmp_pa
     assert torch.equal(logits(load(make("bert"), folder), "bert"), logits(trained("bert", LoRAConfig()), "bert"))
 
 
+def test_every_method_has_a_format() -> None:
+    configs = [value for value in map(vars(methods).get, methods.__all__) if isinstance(value, type)]
+    every = {config for config in configs if issubclass(config, MethodConfig)} - {MethodConfig}
+    rows = [row.method for row in PEFT_FORMATS]
+    assert len(rows) == len(set(rows))
+    assert set(rows) | set(OWN_METHODS.values()) == every
+    assert not set(rows) & set(OWN_METHODS.values())
+
+
+#: What ours does not implement, by peft's type. A field that a newer peft adds is in none of the lists.
+_REFUSED_BY_LORA = {
+    *("exclude_modules", "layers_to_transform", "layers_pattern", "layer_replication", "target_parameters"),
+    *("alpha_pattern", "trainable_token_indices", "ensure_weight_tying", "megatron_config"),
+    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "alora_invocation_tokens"),
+    *("velora_config", "monteclora_config", "arrow_config", "kasa_config"),
+}
+REFUSED = {
+    "LORA": _REFUSED_BY_LORA | {"rank_pattern"},
+    "ADALORA": _REFUSED_BY_LORA,
+    "VERA": {"layers_to_transform", "layers_pattern"},
+    "IA3": {"exclude_modules"},
+}
+#: Ours alone; peft warns that it does not know them.
+OWN_SETTINGS = {"IA3": {"scale_queries"}, "PROMPT_TUNING": {"pool"}, "P_TUNING": {"pool"}}
+
+
+@pytest.mark.parametrize("row", PEFT_FORMATS, ids=lambda row: row.method.name)
+def test_every_setting_of_peft_s_is_read_or_passed_over_for_a_reason_or_refused(row: Format) -> None:
+    known = row.known()
+    refused = REFUSED.get(row.peft_type, set()) - ({"use_dora"} if row.method.name == "DoRA" else set())
+    fields = {field.name for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(row.peft_type)])}
+    assert sorted(known) == sorted(set(known)), "a setting has two meanings"
+    assert fields - set(known) == refused
+    own = {"prefix_dropout"} if row.method.name == "P-Tuning v2" else OWN_SETTINGS.get(row.peft_type, set())
+    assert set(known) - fields == own
+    for setting in {*refused, "a_setting_of_the_future"}:
+        for value in (True, 0, 0.5, "x", ["x"], {"x": 1}):
+            with pytest.raises(CheckpointError, match=f"the checkpoint uses {setting}="):
+                row.refuse_the_rest({setting: value})
+        row.refuse_the_rest({setting: False})
+    for setting in row.only:
+        with pytest.raises(CheckpointError, match=f"^{setting}='another' "):
+            row.refuse_the_rest({setting: "another"})
+
+
 def test_dora_and_ia3_as_peft_writes_them(tmp_path: Path) -> None:
     dora = get_peft_model(make("bert"), LoraConfig(use_dora=True, task_type=TaskType.SEQ_CLS))
     dora.save_pretrained(str(tmp_path / "dora"))
@@ -345,6 +507,7 @@ def test_dora_and_ia3_as_peft_writes_them(tmp_path: Path) -> None:
         ({"target_modules": []}, "targets is empty"),
         ({"target_modules": "("}, "is no regular expression"),
         ({"modules_to_save": 5}, "has one of a wrong type"),
+        ({"modules_to_save": "classifier"}, "modules_to_save should be a list of names, got 'classifier'"),
     ],
     ids=str,
 )

@@ -16,62 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from course_utils.checkpoints.adalora import AdaLoRAFormat
-from course_utils.checkpoints.dora import DoRAFormat
-from course_utils.checkpoints.formats import CheckpointError, PeftFormat, common_header
-from course_utils.checkpoints.ia3 import IA3Format
-from course_utils.checkpoints.lora import LoRAFormat, LoRAPlusFormat
-from course_utils.checkpoints.pissa import PiSSAFormat
-from course_utils.checkpoints.prefix import PrefixFormat, PTuningV2Format
-from course_utils.checkpoints.prompts import PromptTuningFormat, PTuningFormat
-from course_utils.checkpoints.qlora import QLoRAFormat
-from course_utils.checkpoints.vera import VeRAFormat
-from course_utils.methods import (
-    BitFitConfig,
-    FullConfig,
-    HeadOnlyConfig,
-    HoulsbyConfig,
-    LastLayersConfig,
-    MethodConfig,
-    MethodError,
-    ParallelAdapterConfig,
-    PfeifferConfig,
-    inject,
-    trainable_parameters,
-)
+from course_utils.checkpoints.formats import CheckpointError, Format, refuse_tied_weights, with_peft_s_head
+from course_utils.checkpoints.table import OWN_METHODS, PEFT_FORMATS
+from course_utils.methods import MethodConfig, MethodError, inject, trainable_parameters
+from course_utils.methods.targets import find_head
 
 _PEFT_NAMES = _PEFT_HEADER, _PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _OWN_NAMES = _OWN_HEADER, _OWN_WEIGHTS = "tuning_config.json", "tuning_model.safetensors"
 _OWN_FORMAT = 1
-_OWN_METHODS: dict[str, type[MethodConfig]] = {
-    config.name: config
-    for config in (
-        FullConfig,
-        HeadOnlyConfig,
-        LastLayersConfig,
-        BitFitConfig,
-        HoulsbyConfig,
-        PfeifferConfig,
-        ParallelAdapterConfig,
-    )
-}
-
-
-#: Methods that peft has; each header is read by the first that says that it is its own.
-PEFT_FORMATS: tuple[PeftFormat, ...] = (
-    AdaLoRAFormat(),
-    VeRAFormat(),
-    IA3Format(),
-    DoRAFormat(),
-    PiSSAFormat(),
-    LoRAPlusFormat(),
-    QLoRAFormat(),
-    LoRAFormat(),
-    PromptTuningFormat(),
-    PTuningFormat(),
-    PrefixFormat(),
-    PTuningV2Format(),
-)
 
 
 def save(model: nn.Module, folder: str | Path) -> Path:
@@ -93,21 +45,31 @@ def save(model: nn.Module, folder: str | Path) -> Path:
             "no method is in the model (none was injected, or it was merged); save the whole model with "
             "model.save_pretrained(folder)"
         )
-    # Contiguous clones: safetensors refuses tensors that share memory.
-    tensors = {name: p.detach().cpu().clone().contiguous() for name, p in trainable_parameters(model).items()}
-    peft_format = next((entry for entry in PEFT_FORMATS if entry.method is type(config)), None)
-    if peft_format is not None:
-        header = common_header(model, config) | peft_format.header(model, config)
-        header_name, weights_name = _PEFT_NAMES
-        files = {weights_name: peft_format.to_peft(tensors, model)}
-        extra = peft_format.extra_tensors(model)
-        if peft_format.extra_file is not None and extra:
-            files[peft_format.extra_file] = extra
+    row = next((row for row in PEFT_FORMATS if row.method is type(config)), None)
+    if row is None:
+        header_name, header = _OWN_HEADER, {"format": _OWN_FORMAT, "method": config.name, "settings": asdict(config)}
+        files = {_OWN_WEIGHTS: _copies(trainable_parameters(model))}
     else:
-        header = {"format": _OWN_FORMAT, "method": config.name, "settings": asdict(config)}
-        header_name, weights_name = _OWN_NAMES
-        files = {weights_name: tensors}
-    path = Path(folder)
+        header_name, header, files = _PEFT_HEADER, row.header(model, config), _peft_files(row, model)
+    return _write(Path(folder), header_name, header, files)
+
+
+def _peft_files(row: Format, model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
+    """File name → tensors."""
+    refuse_tied_weights(model)
+    config: Any = model.tuning
+    head = with_peft_s_head(model, find_head(model, config.head))
+    files = {_PEFT_WEIGHTS: row.to_peft(_copies(trainable_parameters(model) | head), model)}
+    extra = row.extra_tensors(model)
+    return files | ({row.extra_file: extra} if row.extra_file is not None and extra else {})
+
+
+def _copies(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """Contiguous clones: safetensors refuses tensors that share memory."""
+    return {name: p.detach().cpu().clone().contiguous() for name, p in parameters.items()}
+
+
+def _write(path: Path, header_name: str, header: dict[str, Any], files: dict[str, dict[str, torch.Tensor]]) -> Path:
     existed = path.exists()
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -118,8 +80,8 @@ def save(model: nn.Module, folder: str | Path) -> Path:
             Path(temporary, header_name).write_text(json.dumps(header, indent=2, sort_keys=True) + "\n", "utf-8")
             for name in (*files, header_name):
                 os.replace(Path(temporary, name), path / name)
-        extra_names = {entry.extra_file for entry in PEFT_FORMATS if entry.extra_file is not None}
-        for name in {*_PEFT_NAMES, *_OWN_NAMES, *extra_names} - {*files, header_name}:  # of an older checkpoint
+        extra_files = {row.extra_file for row in PEFT_FORMATS if row.extra_file is not None}
+        for name in {*_PEFT_NAMES, *_OWN_NAMES, *extra_files} - {*files, header_name}:  # of an older checkpoint
             (path / name).unlink(missing_ok=True)
     except (OSError, SafetensorError) as error:
         if not existed:
@@ -134,7 +96,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
 
     Args:
         model: the same backbone that the checkpoint was trained on, without a method.
-        folder: written by `save`, or by peft's `save_pretrained` for LoRA.
+        folder: written by `save`, or by peft's `save_pretrained` for a method of `table`.
 
     Returns:
         The same model, changed in place.
@@ -144,39 +106,36 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
             missing or unexpected; a shape does not fit. The model is then unchanged.
     """
     path = Path(folder)
-    peft_format: PeftFormat | None = None
+    row: Format | None = None
     try:
         if (path / _PEFT_HEADER).is_file():
-            peft_format, config = _peft_config(_read_json(path / _PEFT_HEADER), model)
+            row, config = _peft_config(_read_json(path / _PEFT_HEADER), model)
             stored = _read_tensors(path / _PEFT_WEIGHTS)
-            if peft_format.extra_file is not None:
-                if (path / peft_format.extra_file).is_file():
-                    stored |= _read_tensors(path / peft_format.extra_file)
+            if row.extra_file is not None:
+                if (path / row.extra_file).is_file():
+                    stored |= _read_tensors(path / row.extra_file)
                 else:
-                    config = peft_format.without_extra(config)
-            tensors = peft_format.from_peft(stored, model, config)
+                    config = row.without_extra(config)
+            tensors = row.from_peft(stored, model, config)
         elif (path / _OWN_HEADER).is_file():
             config = _own_config(_read_json(path / _OWN_HEADER))
             tensors = _read_tensors(path / _OWN_WEIGHTS)
         else:
             raise CheckpointError(f"{path} holds neither {_PEFT_HEADER} nor {_OWN_HEADER}, so it is no checkpoint")
-        _check_fits(_expected_shapes(model, config), tensors)
+        # Tried on a copy without memory, so that the model stays as it is if anything does not fit.
+        rehearsal = inject(without_memory(model), config)
+        if row is not None:
+            refuse_tied_weights(rehearsal)
+        _check_fits({name: p.shape for name, p in trainable_parameters(rehearsal).items()}, tensors)
         inject(model, config)
     except MethodError as error:
         raise CheckpointError(f"the checkpoint in {path} cannot be loaded into this model: {error}") from error
     with torch.no_grad():
         for name, parameter in trainable_parameters(model).items():
             parameter.copy_(tensors[name])
-        if peft_format is not None:
-            peft_format.load_frozen(model, stored)
+        if row is not None:
+            row.load_frozen(model, stored)
     return model
-
-
-def _expected_shapes(model: nn.Module, config: MethodConfig) -> dict[str, torch.Size]:
-    """What the checkpoint must hold, found on a copy without memory, so that the model stays as it is."""
-    copy = without_memory(model)
-    inject(copy, config)
-    return {name: p.shape for name, p in trainable_parameters(copy).items()}
 
 
 def without_memory(model: nn.Module) -> nn.Module:
@@ -230,7 +189,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _own_config(header: dict[str, Any]) -> MethodConfig:
-    method = _OWN_METHODS.get(str(header.get("method")))
+    method = OWN_METHODS.get(str(header.get("method")))
     settings = header.get("settings")
     if header.get("format") != _OWN_FORMAT:
         raise CheckpointError(
@@ -239,18 +198,18 @@ def _own_config(header: dict[str, Any]) -> MethodConfig:
     if not isinstance(settings, dict):
         raise CheckpointError(f"{_OWN_HEADER} should hold the method's settings by name, got {settings!r}")
     if method is None:
-        raise CheckpointError(f"unknown method {header.get('method')!r}; expected one of {', '.join(_OWN_METHODS)}")
+        raise CheckpointError(f"unknown method {header.get('method')!r}; expected one of {', '.join(OWN_METHODS)}")
     unknown = set(settings) - {f.name for f in fields(method)}
     if unknown:
         raise CheckpointError(f"unknown settings for {method.name}: {', '.join(sorted(unknown))}")
     return method(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
 
 
-def _peft_config(header: dict[str, Any], model: nn.Module) -> tuple[PeftFormat, MethodConfig]:
-    peft_format = next((entry for entry in PEFT_FORMATS if entry.reads(header)), None)
-    if peft_format is None:
+def _peft_config(header: dict[str, Any], model: nn.Module) -> tuple[Format, MethodConfig]:
+    row = next((row for row in PEFT_FORMATS if row.reads(header)), None)
+    if row is None:
         raise CheckpointError(f"peft_type is {header.get('peft_type')!r}, which the course does not read")
     try:
-        return peft_format, peft_format.settings(header, model)
+        return row, row.config(header, model)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{_PEFT_HEADER} lacks a setting or has one of a wrong type: {error}") from error

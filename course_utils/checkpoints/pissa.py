@@ -13,43 +13,28 @@ safe: singular vectors may come with another sign, and R is the same all the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from course_utils.checkpoints.formats import Tensors
-from course_utils.checkpoints.lora import LoRAFormat
-from course_utils.methods.lora import LoRAConfig
-from course_utils.methods.pissa import PiSSAConfig, PiSSALinear
+from course_utils.checkpoints.formats import Format, Tensors
 
 
-class PiSSAFormat(LoRAFormat):
-    """`PiSSAConfig` → peft's `LoraConfig` with twice the rank; `init_lora_weights="pissa"` → `PiSSAConfig`."""
+class PiSSAFormat(Format):
+    """What a row cannot say of PiSSA: written, it has twice the rank."""
 
-    method = PiSSAConfig
-
-    def reads(self, header: Mapping[str, Any]) -> bool:
-        """peft's PiSSA, not converted. "pissa_niter_4" and its like decompose at random: `LoRAFormat` refuses them."""
-        return super().reads(header) and header.get("init_lora_weights") == "pissa" and not header.get("use_dora")
-
-    def header(self, model: nn.Module, config: LoRAConfig) -> dict[str, Any]:
+    def header(self, model: nn.Module, config: Any) -> dict[str, Any]:
         """The header of a LoRA of twice the rank and the same scaling."""
         factor = math.sqrt(2) if config.rank_stabilized else 2
         return super().header(model, replace(config, rank=2 * config.rank, alpha=factor * config.alpha))
 
-    def settings(self, header: Mapping[str, Any], model: nn.Module) -> LoRAConfig:
-        """LoRA's settings, in a `PiSSAConfig`."""
-        return super().settings({**header, "init_lora_weights": True}, model)
-
     def to_peft(self, tensors: Tensors, model: nn.Module) -> dict[str, torch.Tensor]:
         """The learnt difference as one product: [A; A₀] and [B, -B₀]."""
         doubled = dict(tensors)
-        for name, layer in model.named_modules():
-            if isinstance(layer, PiSSALinear):
-                a, b = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
-                doubled[a] = torch.cat([tensors[a], layer.initial_a.to(tensors[a])], dim=0)
-                doubled[b] = torch.cat([tensors[b], -layer.initial_b.to(tensors[b])], dim=1)
+        for name, layer in self.layers(model).items():
+            a, b = f"{name}.lora_A.weight", f"{name}.lora_B.weight"
+            doubled[a] = torch.cat([tensors[a], layer.initial_a.to(tensors[a])], dim=0)
+            doubled[b] = torch.cat([tensors[b], -layer.initial_b.to(tensors[b])], dim=1)
         return super().to_peft(doubled, model)

@@ -1,4 +1,4 @@
-"""What the formats of prompt tuning, P-Tuning and prefix tuning share.
+"""Prompt tuning, P-Tuning, prefix tuning and P-Tuning v2 in peft's format: all virtual tokens as one table.
 
 peft keeps one table, `prompt_embeddings`, whatever computed it, and drops the network that did. Ours goes into a second
 file, `prompt_encoder.safetensors`, so that training can go on; the two must agree.
@@ -6,13 +6,19 @@ file, `prompt_encoder.safetensors`, so that training can go on; the two must agr
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from course_utils.checkpoints.formats import CheckpointError, PeftFormat, Tensors
+from course_utils.checkpoints.formats import CheckpointError, Format, Header, Tensors
+from course_utils.methods import MethodConfig
+from course_utils.methods.p_tuning import PromptEncoder, PTuningConfig
+from course_utils.methods.prefix import PrefixEncoder
+from course_utils.methods.prefix_body import prefix_shape
+from course_utils.methods.prompt_body import pools_first_token
+from course_utils.methods.prompts import PromptTuningConfig
 from course_utils.methods.targets import find_body
 
 #: What peft puts before the name of a module of the model, for methods that wrap no layer.
@@ -21,15 +27,11 @@ _TABLE = "prompt_embeddings"
 ENCODER_FILE = "prompt_encoder.safetensors"
 
 
-class VirtualTokensFormat(PeftFormat):
+class VirtualTokensFormat(Format):
     """A table of virtual tokens, the head, and perhaps the encoder that computes the table."""
 
     #: What the wrapper of the body calls the module that makes the table.
     part: ClassVar[str]
-
-    @abstractmethod
-    def compute(self, module: Any) -> torch.Tensor:
-        """The table that the module makes, as peft stores it."""
 
     def new_encoder(self, config: Any, model: nn.Module, columns: int) -> nn.Module | None:
         """A fresh encoder for these settings, to try stored weights on; None if the table itself is trained."""
@@ -87,11 +89,94 @@ class VirtualTokensFormat(PeftFormat):
     def table(self, module: nn.Module) -> torch.Tensor:
         """The table as it is after training, without the encoder's dropout."""
         training = module.training
-        table = self.compute(module.eval()).detach().cpu().clone().contiguous()
+        table: torch.Tensor = module.eval()()
         module.train(training)
-        return table
+        return table.detach().cpu().clone().contiguous()
+
+    def extra_tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """The encoder, its tensors called as in peft's own; nothing if the table is trained itself."""
+        tensors = getattr(find_body(model)[1], self.part).state_dict()
+        if set(tensors) == {"embedding.weight"}:
+            return {}
+        return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
 
 
-def tensors_of(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A module's tensors, ready to be saved."""
-    return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in module.state_dict().items()}
+class PromptFormat(VirtualTokensFormat):
+    """What a row cannot say of prompt tuning: which position a classifier of the BERT family reads.
+
+    peft's reads the first virtual token. Where ours reads [CLS], the header says so in one setting more, `pool`, and
+    peft warns that it does not know it. See `VirtualPromptConfig.pool`.
+    """
+
+    part = "prompt"
+
+    def header(self, model: nn.Module, config: Any) -> dict[str, Any]:
+        """peft's names, and `pool` where ours differs from peft."""
+        pool = {"pool": config.pool} if pools_first_token(model) and config.pool != "peft" else {}
+        return super().header(model, config) | pool
+
+    def read(self, header: Header, model: nn.Module) -> dict[str, Any]:
+        """Our settings; a header without `pool` is peft's own."""
+        pool = header.get("pool", "peft" if pools_first_token(model) else "text")
+        return super().read(header, model) | {"pool": pool}
+
+
+class PTuningFormat(PromptFormat):
+    """What a row cannot say of P-Tuning: the encoder, whose width may be the model's."""
+
+    def header(self, model: nn.Module, config: Any) -> dict[str, Any]:
+        """peft's names, the width of the encoder as a number."""
+        width = find_body(model)[1].prompt.embedding.embedding_dim  # type: ignore[union-attr]
+        return super().header(model, config) | {"encoder_hidden_size": config.hidden or width}
+
+    def without_extra(self, config: Any) -> MethodConfig:
+        """The table alone is a prompt like any other: it computes the same, and could be trained on as it is."""
+        return PromptTuningConfig(
+            virtual_tokens=config.virtual_tokens, init="random", pool=config.pool, head=config.head
+        )
+
+    def new_encoder(self, config: Any, model: nn.Module, columns: int) -> nn.Module | None:
+        """The encoder, if there is one: without the second file `config` is that of prompt tuning."""
+        return PromptEncoder(columns, config) if isinstance(config, PTuningConfig) else None
+
+
+class PrefixFormat(VirtualTokensFormat):
+    """What a row cannot say of prefix tuning: the sizes of the model, and the network."""
+
+    part = "prefix"
+
+    def header(self, model: nn.Module, config: Any) -> dict[str, Any]:
+        """peft's names, and the sizes of the model."""
+        sizes = _sizes(model)
+        return super().header(model, config) | sizes | {"encoder_hidden_size": config.mid_dim or sizes["token_dim"]}
+
+    def read(self, header: Header, model: nn.Module) -> dict[str, Any]:
+        """Our settings; the sizes must be those of the model."""
+        for setting, size in _sizes(model).items():
+            if header.get(setting) not in (None, size):
+                raise CheckpointError(f"{setting} is {header[setting]} in the checkpoint and {size} in the model")
+        settings = super().read(header, model)
+        return settings | {"mid_dim": header.get("encoder_hidden_size") if settings["reparameterize"] else None}
+
+    def without_extra(self, config: Any) -> MethodConfig:
+        """The table alone computes the same, and can be trained on as it is."""
+        plain: MethodConfig = replace(config, reparameterize=False, mid_dim=None)
+        return plain
+
+    def new_encoder(self, config: Any, model: nn.Module, columns: int) -> nn.Module | None:
+        """The network, if there is one; its size is the model's."""
+        if not config.reparameterize:
+            return None
+        sizes = _sizes(model)
+        return PrefixEncoder(config, 2 * sizes["num_layers"] * sizes["token_dim"], sizes["token_dim"])
+
+
+def _sizes(model: nn.Module) -> dict[str, int]:
+    """The model's shape as peft names it: with grouped queries, token_dim is the width of the keys."""
+    layers, heads, head_size = prefix_shape(find_body(model)[1].config)  # type: ignore[arg-type]
+    return {
+        "num_layers": layers,
+        "num_attention_heads": heads,
+        "token_dim": heads * head_size,
+        "num_transformer_submodules": 1,
+    }
