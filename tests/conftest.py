@@ -1,4 +1,4 @@
-"""What the tests share: a quiet terminal, one thread, the default backbone, the network, which are for `--whole`."""
+"""What the tests share: a quiet terminal, one thread, the default backbone, and which of them are for `--whole`."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import os
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # two-process tests fork
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pool
@@ -53,15 +51,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Share the cores as tests/pool.py says."""
+    """Share the cores, and the fixture `network`, as tests/pool.py says."""
     if not config.pluginmanager.has_plugin("pool"):  # `-p pool` has registered it already
         config.pluginmanager.register(pool, "pool")
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Who asks for the fixture `network` gets the marker, so that `-m "not network"` leaves it out."""
-    if "network" in getattr(item, "fixturenames", ()):
-        item.add_marker(pytest.mark.network)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -86,13 +78,3 @@ def minilm_folder() -> Path:
 def tokenizer(minilm_folder: Path) -> PreTrainedTokenizerBase:
     """The default backbone's tokenizer."""
     return load_classifier("minilm")[1]
-
-
-@pytest.fixture(scope="session")
-def network() -> None:
-    """A package index that pip can reach, asked once; without one a test is skipped, except where `CI` is set."""
-    ask = [sys.executable, "-m", "pip", "index", "versions", "pip", "--quiet", "--retries", "0", "--timeout", "20"]
-    done = subprocess.run(ask, capture_output=True, text=True, check=False)
-    if done.returncode:
-        why = f"pip reaches no package index: {(done.stderr.strip().splitlines() or ['it does not say why'])[-1]}"
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(why)

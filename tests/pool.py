@@ -1,12 +1,13 @@
 """How all tests and notebooks share the cores in one run of pytest, and what each of them used.
 
-`conftest.py` registers this module. Three things happen here:
+`conftest.py` registers this module. Four things happen here:
 
 * **Units.** With `--dist loadgroup` a free core takes the next unit from one queue, the longest first. A notebook is a
   unit, because one kernel serves it. So are the tests of a file that share one of its module's or session's fixtures.
   Every other test function is a unit of its own, with all its parameters.
 * **Processor seconds.** After each phase of a test its report gets the seconds (user and system) that its process has
   used since the report before, with those of the children that ended. A kernel ends with its notebook.
+* **The network.** Who needs a package index asks for the fixture `network`.
 * **Fast tests.** `--fast` chooses by the seconds in `tests/stages.json`: the same ones on every computer.
 """
 
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +99,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         for name in set(os.environ) - set(_environment) - {"PYTEST_CURRENT_TEST"}:
             del os.environ[name]
         os.environ.update(_environment)
+
+
+# --- the network -----------------------------------------------------------------------------------------------------
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Who asks for the fixture `network` gets the marker, so that `-m "not network"` leaves it out."""
+    if "network" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.network)
+
+
+@pytest.fixture(scope="session")
+def network() -> None:
+    """A package index that pip can reach, asked once; without one a test is skipped, except where `CI` is set."""
+    ask = [sys.executable, "-m", "pip", "index", "versions", "pip", "--quiet", "--retries", "0", "--timeout", "20"]
+    done = subprocess.run(ask, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = f"pip reaches no package index: {(done.stderr.strip().splitlines() or ['it does not say why'])[-1]}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
 
 
 # --- what it used ----------------------------------------------------------------------------------------------------

@@ -159,6 +159,7 @@ def test_alone(n): os.environ["LEFT_BEHIND"] = "by a test"
 
 def test_shares(shared): ...
 def test_shares_too(shared): ...
+def test_asks(network): ...
 def test_slow(): subprocess.run(["sh", "-c", "exit 0"]); assert not os.environ.get("FAIL")
 def test_waits(): subprocess.run(["sleep", "9"], timeout=0.1)
 """
@@ -196,15 +197,19 @@ def run(suite: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
     return done.stdout + done.stderr, json.loads((suite / "times.json").read_text())
 
 
-def test_one_pool_holds_tests_and_notebooks(suite: Path) -> None:
-    said, times = run(suite, "-v", "-n", "1", "--dist", "loadgroup", "--no-loadscope-reorder", "--nbval", ".")
-    assert "7 passed, 1 failed" in said or "1 failed, 7 passed" in said, said
+def test_one_pool_holds_tests_and_notebooks(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("CI", raising=False)
+    said, times = run(suite, "-v", "-rs", "-n", "1", "--dist", "loadgroup", "--no-loadscope-reorder", "--nbval", ".")
+    assert "1 failed, 7 passed, 1 skipped" in said, said
+    assert "pip reaches no package index: ERROR" in said
     units = {node: row["unit"] for node, row in times.items()}
     assert units == {
         "test_it.py::test_alone[1]": "test_it.py::test_alone",
         "test_it.py::test_alone[2]": "test_it.py::test_alone",
         "test_it.py::test_shares": "test_it.py",
         "test_it.py::test_shares_too": "test_it.py",
+        "test_it.py::test_asks": "test_it.py::test_asks",
         "test_it.py::test_slow": "test_it.py::test_slow",
         "test_it.py::test_waits": "test_it.py::test_waits",
         "z.ipynb::Cell 0": "z.ipynb",
@@ -221,7 +226,8 @@ def test_one_pool_holds_tests_and_notebooks(suite: Path) -> None:
 
 def test_a_kernel_starts_with_the_first_environment(suite: Path) -> None:
     """In the order of the files a test has left a variable behind when the notebook starts."""
-    said, times = run(suite, "--nbval", ".", "--deselect", "test_it.py::test_waits")
+    said, times = run(suite, "--nbval", ".", "-m", "not network", "--deselect", "test_it.py::test_waits")
+    assert "test_it.py::test_asks" not in times
     assert list(times)[-1] == "z.ipynb::Cell 1" and "failed" not in said, said
 
 
