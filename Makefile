@@ -5,16 +5,18 @@ VENV   := .venv
 DEMO   := .venv-demo
 BIN    := $(VENV)/bin
 HTML   := book/_build/html
-# Seconds that one notebook cell may take in `make test`; a whole notebook is meant to take 45.
-CELL_TIMEOUT ?= 120
+# Wall seconds after which a notebook's cell counts as a hang; a whole notebook is meant to take 45.
+CELL_TIMEOUT ?= 600
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # A progress bar in a notebook's stored output helps nobody.
 quiet := TQDM_DISABLE=1
-# Tests and notebooks run on this many cores, a file on one of them. Each process computes with one thread: more of them
-# wait for each other, and take longer (measured).
+# Tests and notebooks run on this many cores (tests/pool.py). Each process computes with one thread: more of them wait for
+# each other, and take longer (measured).
 JOBS ?= $(shell $(PYTHON) -c 'import os; print(min(4, os.cpu_count() or 1))' 2>/dev/null || echo 1)
-parallel := $(quiet) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+pool := -n $(JOBS) --dist loadgroup --no-loadscope-reorder
+parallel := $(quiet) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(pool)
+stages = MAKE="$(MAKE)" $(BIN)/python tests/stages.py $(1) --jobs $(JOBS) --cell-timeout $(CELL_TIMEOUT) $(ARGS)
 say = @printf '\n== %s\n'
 
 # After a failed build Sphinx would believe that all pages are done, and the next build would pass.
@@ -29,7 +31,8 @@ build_book = $(BIN)/jupyter-book build . --path-output book -W -n --keep-going $
 help:
 	@echo "make book       build the book and say which file to open"
 	@echo "make lab        open the labs in JupyterLab"
-	@echo "make test       check everything: style, types, book, tests, notebooks"
+	@echo "make check      check the commonest things in three minutes: style, types, imports, fast tests"
+	@echo "make test       check everything: style, types, book, tests, notebooks; make test-times writes its times down"
 	@echo "make notebooks  write and run the notebooks again from solutions/*.py"
 	@echo "make study      measure the methods again (hours on two cores); make bench: time and memory"
 	@echo "make grade      grade notebooks: make grade ARGS=\"FOLDER --out REPORT\""
@@ -67,21 +70,21 @@ book: assets
 	@$(BIN)/python -c 'import pathlib; page = pathlib.Path("$(HTML)/index.html"); \
 		print(f"\nOpen {page} in a browser: {page.resolve().as_uri()}")'
 
+# All stages run, whatever fails; the end of the log names what failed and what each took (tests/stages.py).
 test: $(VENV)/installed-test assets
-	$(say) "style"
-	@$(BIN)/ruff format --check
-	@$(BIN)/ruff check
-	$(say) "types"
-	@$(BIN)/mypy
-	$(say) "the book, all pages, warnings are errors"
+	@$(call stages,test)
+
+.PHONY: check test-times book-strict
+check: $(VENV)/installed-test assets
+	@$(call stages,check)
+
+# Writes tests/stages.json, on a quiet machine: it decides which tests are fast and which ones start first.
+test-times: $(VENV)/installed-test assets
+	@$(call stages,test --write)
+
+# A stage of `make test`: all pages, warnings are errors.
+book-strict: $(VENV)/installed-test
 	@$(call build_book,--all --quiet)
-	$(say) "the tests"
-	@$(parallel) tests --whole
-	$(say) "every method on a device that is only pretended: is a tensor left on the processor?"
-	@COURSE_TEST_DEVICE=pretend $(parallel) --dist load tests/test_every_method.py
-	$(say) "the notebooks, run again and compared with their stored outputs (minutes)"
-	@$(parallel) --nbval labs solutions --nbval-cell-timeout=$(CELL_TIMEOUT)
-	$(say) "all is well"
 
 # The lowest versions that pyproject.toml admits, and the newest: each in an environment of its own. The outputs of the two
 # labs are run, but not compared: versions may differ.
@@ -92,15 +95,14 @@ labs_of_both := labs/09_lora.ipynb solutions/09_lora.ipynb labs/14_prefix_tuning
 	@$(PYTHON) -m venv .venv-$*
 	@test $* = newest || $(PYTHON) tests/floors.py > .venv-$*/floors.txt
 	@.venv-$*/bin/python -m pip install --quiet --upgrade $(if $(filter floors,$*),-c .venv-$*/floors.txt) \
-		-e ".[lab]" bitsandbytes nbval pytest pytest-xdist
+		-e ".[lab]" bitsandbytes nbval pytest pytest-timeout pytest-xdist
 	@touch $@
 
 .PHONY: test-floors test-newest
 test-floors test-newest: test-%: .venv-%/installed
 	@.venv-$*/bin/python -m pip list --format=freeze | grep -E "^(torch|transformers|peft|accelerate|datasets|numpy|pandas)=="
 	@.venv-$*/bin/python -m course_utils fetch
-	@$(quiet) OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(JOBS) --dist loadfile tests
-	@$(quiet) OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n $(JOBS) --dist loadfile --nbval-lax $(labs_of_both) \
+	@$(quiet) OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest $(pool) --nbval-lax tests $(labs_of_both) \
 		--nbval-cell-timeout=$(CELL_TIMEOUT)
 
 # The methods' tests and the solutions elsewhere: on a GPU with DEVICE=cuda, else on one that is only pretended, which finds
@@ -113,10 +115,11 @@ KERNELS := build/ipython
 .PHONY: test-device
 test-device: export COURSE_TEST_DEVICE = $(DEVICE)
 test-device: $(VENV)/installed-test assets
-	@$(parallel) --dist load $(of_methods:%=tests/test_%.py)
+	@$(parallel) $(of_methods:%=tests/test_%.py)
 	@mkdir -p $(KERNELS)/profile_default/startup
 	@echo '__import__("models")' > $(KERNELS)/profile_default/startup/device.py  # each kernel begins with tests/models.py
-	@IPYTHONDIR=$(abspath $(KERNELS)) PYTHONPATH=tests $(parallel) --nbval-lax solutions --nbval-cell-timeout=600
+	@IPYTHONDIR="$(CURDIR)/$(KERNELS)" PYTHONPATH=tests $(parallel) -p pool --nbval-lax solutions \
+		--nbval-cell-timeout=$(CELL_TIMEOUT)
 
 lab: assets
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/labs $(ARGS)

@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # two-process tests fo
 
 from pathlib import Path
 
+import pool
 import pytest
 import torch
 from models import DEVICE
@@ -36,6 +37,7 @@ WHOLE = [
         "grading_nbgrader",
         "packaging",
         "pages",
+        "pretended_device",
         "reference_pages",
         "references",
     ]
@@ -43,8 +45,15 @@ WHOLE = [
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--whole`."""
+    """`--whole` and `--fast`."""
     parser.addoption("--whole", action="store_true", help="the tests of the book, the grading and the package, too")
+    parser.addoption("--fast", action="store_true", help="only what tests/stages.json does not know as slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Share the cores, and the fixture `network`, as tests/pool.py says."""
+    if not config.pluginmanager.has_plugin("pool"):  # `-p pool` has registered it already
+        config.pluginmanager.register(pool, "pool")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

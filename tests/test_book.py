@@ -17,6 +17,7 @@ import axe_playwright_python
 import pytest
 import yaml
 from browser import HTML, NoBrowserError, open_browser, serve
+from patience import PATIENCE
 from playwright.sync_api import Browser, ConsoleMessage, Page
 from sphinx.application import Sphinx
 from sphinx.errors import ConfigError
@@ -405,7 +406,7 @@ class Watched:
         """Go there, and wait until all is loaded and the formulas are set."""
         self.page.goto(f"{self.base}/{path}", wait_until="load")
         if self.page.locator(".math").count():
-            self.page.wait_for_selector("mjx-container", state="attached", timeout=20_000)
+            self.page.wait_for_selector("mjx-container", state="attached", timeout=1000 * PATIENCE)
             self.page.evaluate("() => MathJax.startup.promise")
         return self.page
 
@@ -586,9 +587,9 @@ def test_a_quiz_answer_opens_by_keyboard(watched: Watched) -> None:
 def test_search_finds_lora(watched: Watched) -> None:
     page = watched.page
     page.goto(f"{watched.base}/search.html?q=LoRA")
-    page.wait_for_selector("#search-results ul.search li a", timeout=20_000)
+    page.wait_for_selector("#search-results ul.search li a", timeout=1000 * PATIENCE)
     page.wait_for_function(
-        "() => !document.querySelector('#search-progress')?.textContent.includes('.')", timeout=20_000
+        "() => !document.querySelector('#search-progress')?.textContent.includes('.')", timeout=1000 * PATIENCE
     )
     found = page.eval_on_selector_all("#search-results ul.search li a", "all => all.map(a => a.href)")
     assert any("book/09_lora.html" in link for link in found)

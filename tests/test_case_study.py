@@ -6,6 +6,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import pytest
 import torch
 from datasets import DatasetDict
 from optuna.trial import TrialState
+from patience import PATIENCE
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -145,7 +147,9 @@ def test_each_setting_of_a_recipe_makes_another_folder() -> None:
     assert len(names) == 6 and base.name(0) == models.Recipe(LoRAConfig(rank=8), 2e-3).name(0)
 
 
-def test_a_search_goes_on_after_a_kill(small_cache: Path, few: DatasetDict, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_goes_on_after_a_kill(
+    small_cache: Path, few: DatasetDict, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage = small_cache / "search.db"
     (first,) = search.search(few, storage, trials=1)
     assert first.params == search.KNOWN and first.state == TrialState.COMPLETE
@@ -159,9 +163,9 @@ def test_a_search_goes_on_after_a_kill(small_cache: Path, few: DatasetDict, caps
     assert rows[0]["rank"] == 8 and rows[0]["alpha"] == 16 and rows[0]["epochs"] == 3
     assert search.finalists(both, 1)[0].value == min(trial.value or 9 for trial in both)
     # The model of the first trial is kept: nothing is trained again.
-    started = time.perf_counter()
+    monkeypatch.setattr(models, "fit", lambda *_, **__: pytest.fail("it was trained again"))
     model, tokenizer, facts = models.trained(search.recipe(first.params), few, 0)
-    assert facts["validation_loss"] == first.value and time.perf_counter() - started < facts["seconds"] + 2
+    assert facts["validation_loss"] == first.value
     assert models.logits_of(model, tokenizer, few["test"]).shape == (24, 2)
 
 
@@ -278,13 +282,16 @@ def test_serving_says_what_is_wrong(made: Made, tmp_path: Path, capsys: pytest.C
 
 
 @pytest.fixture(scope="module")
-def demo_python() -> Path:
-    """The environment of the demo. It is made in continuous integration; elsewhere by `make demo`."""
+def demo_python(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The environment of the demo: that of `make demo`, or in continuous integration one in a temporary folder."""
     place = ROOT / ".venv-demo"
     if not (place / "installed").is_file():
         if not os.environ.get("CI"):
             pytest.skip("no .venv-demo; `make demo` makes it")
-        subprocess.run(["make", ".venv-demo/installed"], cwd=ROOT, check=True, timeout=300)
+        request.getfixturevalue("network")
+        place = tmp_path_factory.mktemp("demo") / "environment"
+        command = ["make", f"PYTHON={sys.executable}", f"DEMO={place}", f"{place}/installed"]
+        subprocess.run(command, cwd=ROOT, check=True, timeout=PATIENCE)
     return place / "bin" / "python"
 
 
@@ -297,25 +304,28 @@ def address(demo_python: Path, made: Made) -> Iterator[str]:
     process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     found = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(240):
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            assert time.monotonic() < deadline, f"slow machine or hang: no answer in {PATIENCE} seconds"
             assert process.poll() is None, process.stderr and process.stderr.read()
             try:
-                urllib.request.urlopen(found, timeout=5).close()
+                urllib.request.urlopen(found, timeout=60).close()
                 break
             except OSError:
                 time.sleep(0.25)
         yield found
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(PATIENCE)
 
 
+@pytest.mark.network
 def test_the_demo_answers_as_the_model_does(address: str, made: Made) -> None:
     body = json.dumps({"data": [TEXTS[1]]}).encode()
     call = f"{address}/gradio_api/call/classify"
     request = urllib.request.Request(call, body, {"Content-Type": "application/json"})
-    event = json.load(urllib.request.urlopen(request, timeout=20))["event_id"]
-    stream = urllib.request.urlopen(f"{call}/{event}", timeout=20).read().decode()
+    event = json.load(urllib.request.urlopen(request, timeout=PATIENCE))["event_id"]
+    stream = urllib.request.urlopen(f"{call}/{event}", timeout=PATIENCE).read().decode()
     (data,) = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: [")]
     label, advice = json.loads(data)
     expected = Classifier(made[2]).answer(TEXTS[1])
@@ -323,6 +333,7 @@ def test_the_demo_answers_as_the_model_does(address: str, made: Made) -> None:
     assert max(row["confidence"] for row in label["confidences"]) == pytest.approx(expected.confidence, abs=1e-5)
 
 
+@pytest.mark.network
 def test_the_demo_needs_no_torch(demo_python: Path) -> None:
     code = "import course_utils.case_study.demo, sys; assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)"
     subprocess.run([str(demo_python), "-c", code], cwd=ROOT, check=True)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from patience import PATIENCE
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
@@ -151,7 +152,7 @@ def test_accelerate_launch_trains_as_one_process_and_saves_once(tmp_path: Path) 
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [*launch, "-m", "course_utils", "train", *few, "--out", str(tmp_path / "two")]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("saved in") == 1  # one process tells, and one saves
     PartialState._reset_state()

@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from patience import PATIENCE
 
 from course_utils import __main__ as command_line
 from course_utils import doctor
@@ -38,7 +39,7 @@ def site_without(missing: tuple[str, ...], folder: Path) -> dict[str, str]:
 
 def run_doctor(environment: dict[str, str], *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *options, "-m", "course_utils", "doctor"]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
 
 
 # --- here ------------------------------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ import csv
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,7 +23,8 @@ from course_utils.grading.sandbox import Limits
 NAME, EXERCISE = "09_lora", "lora.forward"
 #: The exercises that unusual notebooks answer; the others stay as the lab gives them out, which takes no time.
 GIVEN = {EXERCISE: 3, "lora.count": 2}
-LIMITS = Limits(seconds=5, megabytes=700)
+#: Wall time: what an answer takes is thousandths of a second, and the rest is patience with a busy machine.
+LIMITS = Limits(seconds=10, megabytes=700)
 HOSTILE = {
     **hostile.BROKEN,
     **hostile.DECEITFUL,
@@ -244,11 +244,12 @@ def test_the_reports(graded: Graded) -> None:
     assert "<svg role=" in whole and "lora.forward" in whole and "Zoë Absent" in whole and "<script" not in whole
 
 
-def test_a_second_run_grades_nothing_again_and_says_the_same(graded: Graded, folder: Path, hidden: Path) -> None:
+def test_a_second_run_grades_nothing_again_and_says_the_same(
+    graded: Graded, folder: Path, hidden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = {path.name: path.read_bytes() for path in graded[0].rglob("*.*") if path.is_file()}
-    started = time.monotonic()
+    monkeypatch.setattr(command, "Pool", lambda *_, **__: pytest.fail("a server was started"))
     again = command.grade(folder, graded[0], limits=LIMITS, roster=["Zoë Absent"], hidden=hidden)
-    assert time.monotonic() - started < 15  # no server was started
     assert {(one.student, one.exercise): one for one in again} == graded[1]
     after = {path.name: path.read_bytes() for path in graded[0].rglob("*.*") if path.is_file()}
     assert {name for name in before if before[name] != after[name]} <= {"grades.json", "class.html"}  # the protections

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from patience import PATIENCE
 from submissions import lab, solved
 
 from course_utils.grading import nbgrader
@@ -22,7 +23,7 @@ def run(course: Path, *arguments: str) -> str:
     command = [sys.executable, "-m", "nbgrader", *arguments]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # as in the activated environment
     environment = {**os.environ, "HOME": str(course), "PATH": path, "JUPYTER_NO_CONFIG": "1"}
-    done = subprocess.run(command, cwd=course, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=course, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stderr
 

@@ -96,12 +96,66 @@ def test_relative_links_exist(name: str) -> None:
     assert all(alt.strip() for alt in re.findall(r"!\[([^\]]*)\]", text)), "a picture has no alternative text"
 
 
-def test_the_readme_names_the_versions_and_targets_that_exist() -> None:
+def test_the_readme_names_the_version_of_torch_that_is_pinned() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert re.findall(r'"torch==([^"]+)"', text) == [pins()["torch"]]
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    named = set(re.findall(r"`make ([a-z]+)`", text + (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")))
-    assert named <= targets
+
+
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
+#: A rule may have several targets, and a target may have hyphens; `VAR := value` and `target: export VAR` are no rules.
+TARGETS = {target for rule in re.findall(r"^([a-z][a-z -]*):(?!=)", MAKEFILE, re.MULTILINE) for target in rule.split()}
+VARIABLES = set(re.findall(r"\$\(([A-Z_]+)\)", MAKEFILE))
+
+
+def troubles_with_make(text: str) -> list[str]:
+    """What the `make …` commands of a text, between backticks or at the start of a line, name that does not exist."""
+    found = []
+    commands = re.findall(r"(?:`|^[ \t]*(?:\$ )?)make ([^`#&|;\n]+)", text, re.MULTILINE)
+    for words in map(str.split, commands):
+        for word in words:
+            name, equals, _ = word.partition("=")
+            if equals and name not in VARIABLES:
+                found.append(f"make {' '.join(words)}: the Makefile does not use {name}")
+            if not equals and re.fullmatch(r"[a-z-]+", word) and word not in TARGETS:
+                found.append(f"make {' '.join(words)}: there is no target {word}")
+            if '"' in word:  # the rest is a value with spaces
+                break
+    return found
+
+
+@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", ".ci/run", ".pre-commit-config.yaml", "book"])
+def test_texts_name_targets_and_variables_of_the_makefile(file: str) -> None:
+    place = ROOT / file
+    paths = sorted(place.glob("*.md")) if place.is_dir() else [place]
+    # A command stands in backticks or in a block; a line of prose that begins with "make" does not count.
+    fenced = re.compile(r"^`{3,}(?:bash|powershell)\n(.*?)^`{3,}", re.MULTILINE | re.DOTALL)
+    for path in paths:
+        text = path.read_text(encoding="utf-8")
+        blocks = fenced.findall(text) if path.suffix == ".md" else [re.sub(r"\b(exec|entry:) ", "\n", text)]
+        inline = re.findall(r"`make [^`\n]+`", text)
+        assert not [trouble for part in (*blocks, *inline) for trouble in troubles_with_make(part)], path.name
+
+
+def test_the_help_names_what_there_is() -> None:
+    shown = "\n".join(re.findall(r'echo "(make .*)"$', MAKEFILE, re.MULTILINE)).replace('\\"', '"')
+    named = set(re.findall(r"\bmake ([a-z-]+)", shown))
+    parts = {"help", "assets", "book-strict"}  # of other targets, or what says this
+    assert named <= TARGETS and TARGETS - named <= parts | {"pictures"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("`make test-flors`", "no target test-flors"),
+        ("make test-device DEVISE=cuda", "does not use DEVISE"),
+        ("make book lap", "no target lap"),
+        ('`make test-device DEVICE=cuda` and `make study ARGS="--jobs 4"`', ""),
+        ("make test-floors  # slow", ""),
+    ],
+)
+def test_the_check_of_targets_finds_what_it_should(text: str, said: str) -> None:
+    troubles = " ".join(troubles_with_make(text))
+    assert said in troubles and bool(troubles) == bool(said)
 
 
 def test_citation_and_project_agree() -> None:

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from patience import PATIENCE
+
 TESTS = Path(__file__).parent
 BEGIN = """
 import torch
@@ -20,7 +22,7 @@ layer = nn.Linear(3, 2).to("pretend")
 def run(lines: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own, because the device cannot be taken away again."""
     return subprocess.run(
-        [sys.executable, "-c", BEGIN + lines], cwd=TESTS, capture_output=True, text=True, check=False, timeout=120
+        [sys.executable, "-c", BEGIN + lines], cwd=TESTS, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
 
 

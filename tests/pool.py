@@ -1,0 +1,173 @@
+"""How all tests and notebooks share the cores in one run of pytest, and what each of them used.
+
+`conftest.py` registers this module. Four things happen here:
+
+* **Units.** With `--dist loadgroup` a free core takes the next unit from one queue, the longest first. A notebook is a
+  unit, because one kernel serves it. So are the tests of a file that share one of its module's or session's fixtures.
+  Every other test function is a unit of its own, with all its parameters.
+* **Processor seconds.** After each phase of a test its report gets the seconds (user and system) that its process has
+  used since the report before, with those of the children that ended. A kernel ends with its notebook.
+* **The network.** Who needs a package index asks for the fixture `network`.
+* **Fast tests.** `--fast` chooses by the seconds in `tests/stages.json`: the same ones on every computer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TABLE = ROOT / "tests" / "stages.json"
+#: `--fast` takes the units that used less than this; one that the table does not know counts as fast.
+FAST_SECONDS = 2.0
+#: Where the times of one run are written, when this variable names a file.
+VARIABLE = "COURSE_TEST_TIMES"
+_environment: dict[str, str] = {}
+_times: dict[str, dict[str, Any]] = {}
+_before = 0.0
+
+
+def table() -> dict[str, Any]:
+    """The committed table of stages: `stages`, `slowest`, and `units` with at least half a processor second."""
+    read: dict[str, Any] = json.loads(TABLE.read_text(encoding="utf-8")) if TABLE.is_file() else {"units": {}}
+    return read
+
+
+def used() -> float:
+    """Processor seconds of this process and of the children that it has waited for."""
+    return sum(os.times()[:4])
+
+
+def is_notebook(item: pytest.Item) -> bool:
+    """Whether a test is a cell of a notebook."""
+    return item.path.suffix == ".ipynb"
+
+
+def unit(item: pytest.Item) -> str:
+    """The name of what must stay on one core: `labs/09_lora.ipynb`, `tests/test_x.py`, or `tests/test_x.py::test_y`."""
+    file, *names = item.nodeid.split("::")
+    info = getattr(item, "_fixtureinfo", None)  # a cell of a notebook has none
+    if is_notebook(item) or not info:
+        return file
+    shared = [
+        definitions[-1].argname
+        for definitions in info.name2fixturedefs.values()
+        if definitions[-1].scope in ("module", "session") and definitions[-1].baseid.split("::")[0] == file
+    ]
+    return file if shared else "::".join([file, *names]).split("[")[0]
+
+
+# --- what runs, and in which order -----------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose the fast tests, and put units in order: the longest first, so that no core idles at the end."""
+    global _before
+    _before = used()
+    seconds: dict[str, float] = table()["units"]
+    units = {item: unit(item) for item in items}
+    if config.getoption("--fast", default=False):
+        slow = [item for item in items if seconds.get(units[item], 0) >= FAST_SECONDS or is_slow(item)]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if item not in set(slow)]
+    if getattr(config.option, "loadgroup", False):  # in a worker of xdist
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(units[item]))
+        # A notebook that nobody has measured takes long, a test does not.
+        items.sort(key=lambda item: -seconds.get(units[item], 40.0 if is_notebook(item) else 0.5))
+        first = {name: place for place, name in reversed(list(enumerate(units[item] for item in items)))}
+        items.sort(key=lambda item: first[units[item]])
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether a test can be no fast one, whatever it used when it was measured."""
+    return item.get_closest_marker("network") is not None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A kernel starts with the environment that this process had: a test may have left something there."""
+    if is_notebook(item):
+        for name in set(os.environ) - set(_environment) - {"PYTEST_CURRENT_TEST"}:
+            del os.environ[name]
+        os.environ.update(_environment)
+
+
+# --- the network -----------------------------------------------------------------------------------------------------
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Who asks for the fixture `network` gets the marker, so that `-m "not network"` leaves it out."""
+    if "network" in getattr(item, "fixturenames", ()):
+        item.add_marker(pytest.mark.network)
+
+
+@pytest.fixture(scope="session")
+def network() -> None:
+    """A package index that pip can reach, asked once; without one a test is skipped, except where `CI` is set."""
+    ask = [sys.executable, "-m", "pip", "index", "versions", "pip", "--quiet", "--retries", "0", "--timeout", "20"]
+    done = subprocess.run(ask, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = f"pip reaches no package index: {(done.stderr.strip().splitlines() or ['it does not say why'])[-1]}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(why)
+
+
+# --- what it used ----------------------------------------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Remember the environment."""
+    _environment.update({name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"})
+
+
+#: What the report of a limit of wall time says; it is not the result that is wrong.
+PATIENCE = (
+    "A limit of wall time was reached: a slow or busy machine, or a hang. It does not say that a result is wrong."
+)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Add the processor seconds, and say what a timeout means."""
+    global _before
+    report: Any = yield
+    now = used()
+    report.processor_seconds, _before = now - _before, now
+    report.unit = unit(item)
+    if call.excinfo and report.failed and ran_out_of_time(call.excinfo):
+        report.sections.append(("slow machine or hang", PATIENCE))
+    return report
+
+
+def ran_out_of_time(error: pytest.ExceptionInfo[BaseException]) -> bool:
+    """Whether a limit of wall time ended a test: of a test, a subprocess, a socket, a browser or a notebook's cell."""
+    words = str(error.value)
+    kinds = {kind.__name__ for kind in type(error.value).__mro__}
+    return bool(kinds & {"TimeoutExpired", "TimeoutError"}) or "from pytest-timeout" in words or "timed out" in words
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Gather the reports where all of them arrive: in the process that started the others."""
+    if not hasattr(report, "processor_seconds"):
+        return
+    row = _times.setdefault(
+        report.nodeid.rsplit("@", 1)[0] if report.nodeid.rfind("@") > report.nodeid.rfind("]") else report.nodeid,
+        {"unit": report.unit, "wall": 0.0, "processor": 0.0, "failed": False},
+    )
+    row["wall"] += report.duration
+    row["processor"] += report.processor_seconds
+    row["failed"] |= report.failed
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the times, for whoever asked for them."""
+    if (file := os.environ.get(VARIABLE)) and not hasattr(session.config, "workerinput"):
+        Path(file).write_text(json.dumps(_times), encoding="utf-8")
