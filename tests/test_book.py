@@ -18,7 +18,7 @@ import pytest
 import yaml
 from browser import HTML, NoBrowserError, open_browser, serve
 from patience import PATIENCE
-from playwright.sync_api import Browser, ConsoleMessage, Page
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 from sphinx.application import Sphinx
 from sphinx.errors import ConfigError
 from sphinx.util.docutils import docutils_namespace, patch_docutils
@@ -360,23 +360,10 @@ def test_a_link_to_a_page_has_a_card(name: str, readers: dict[Path, Reader]) -> 
 
 
 # --- the built book in a browser -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="session")
-def browser(readers: dict[Path, Reader]) -> Iterator[Browser]:
-    try:
-        with open_browser() as opened:
-            yield opened
-    except NoBrowserError as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI must look at the book in a browser, but {error}")
-        pytest.skip(str(error))
-
-
-@pytest.fixture(scope="session")
-def server() -> Iterator[str]:
-    with serve(HTML) as address:
-        yield address
+#
+# Each page is opened twice, and all that is asked of it is asked of these two: once in light colours over http://, on a
+# phone that is turned into a desktop; once in dark colours over file://, on a desktop that is turned into a phone. What
+# a page loads does not hang on its colours, and its colours do not hang on where it came from.
 
 
 class Watched:
@@ -410,25 +397,48 @@ class Watched:
             self.page.evaluate("() => MathJax.startup.promise")
         return self.page
 
+    def set_width(self, width: int) -> None:
+        self.page.set_viewport_size({"width": width, "height": HEIGHTS[width]})
+
+
+#: A phone and a desktop: width → height.
+HEIGHTS = {360: 740, 1440: 900}
+#: Colours → where from, and the widths in the order in which the page has them.
+VIEWS = {"light": ("http", (360, 1440)), "dark": ("file", (1440, 360))}
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    assert (HTML / "index.html").is_file(), "the book is not built: run `make book`"
+    try:
+        with open_browser() as opened:
+            yield opened
+    except NoBrowserError as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI must look at the book in a browser, but {error}")
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def contexts(browser: Browser) -> dict[str, BrowserContext]:
+    """One for each colour scheme, so that what all pages have in common is fetched and compiled once."""
+    return {"light": browser.new_context(color_scheme="light"), "dark": browser.new_context(color_scheme="dark")}
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[str]:
+    with serve(HTML) as address:
+        yield address
+
 
 @pytest.fixture(params=["file", "http"])
-def watched(request: pytest.FixtureRequest, browser: Browser, server: str) -> Iterator[Watched]:
-    base = HTML.as_uri() if request.param == "file" else server
-    page = browser.new_page(viewport={"width": 1440, "height": 900})
-    yield Watched(page, base)
+def watched(request: pytest.FixtureRequest, contexts: dict[str, BrowserContext], server: str) -> Iterator[Watched]:
+    """A desktop, over file:// and over http://."""
+    page = contexts["light"].new_page()
+    watched = Watched(page, HTML.as_uri() if request.param == "file" else server)
+    watched.set_width(1440)
+    yield watched
     page.close()
-
-
-@pytest.mark.parametrize("name", ["index", *PAGES, *GENERATED])
-def test_a_page_needs_no_network_and_shows_its_formulas(watched: Watched, name: str) -> None:
-    page = watched.open(f"{name}.html")
-    formulas = page.locator(".math").count()
-    assert page.locator(".math mjx-container").count() >= formulas
-    assert page.locator("mjx-merror").count() == 0
-    page.wait_for_load_state("networkidle")
-    broken = page.eval_on_selector_all("img", "all => all.filter(i => i.complete && !i.naturalWidth).map(i => i.src)")
-    assert not broken
-    assert not watched.troubles
 
 
 # Everything that sticks out of the page, unless something around it scrolls or cuts it.
@@ -471,23 +481,6 @@ _TOO_FAINT = """() => {
 }"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", PAGES)
-def test_a_page_reads_well_on_phone_and_desktop(browser: Browser, server: str, name: str, scheme: str) -> None:
-    page = browser.new_page(color_scheme="dark" if scheme == "dark" else "light")
-    watched = Watched(page, server)
-    watched.open(f"{name}.html")
-    assert page.evaluate("document.documentElement.dataset.theme") == scheme
-    page.evaluate("() => document.querySelectorAll('details').forEach(d => d.open = true)")
-    page.add_style_tag(content="* { transition: none !important }")  # or we would measure the sidebar on its way
-    for width, height in ((360, 740), (1440, 900)):
-        page.set_viewport_size({"width": width, "height": height})
-        assert not page.evaluate(_TOO_WIDE), f"too wide at {width} px"
-    assert not page.evaluate(_TOO_FAINT), f"too faint in {scheme}"
-    assert not watched.troubles
-    page.close()
-
-
 #: Violations of axe-core that cannot be mended here: (rule, part of the selector) → why.
 ALLOWED: dict[tuple[str, str], str] = {}
 _AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
@@ -495,10 +488,15 @@ _AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(en
 _COLOURS = ["color-contrast", "link-in-text-block"]
 
 
-def violations(page: Page, rules: list[str] | None = None) -> list[str]:
-    """The serious and critical violations that axe-core finds on a page with every dropdown open."""
+def show_all(page: Page) -> None:
+    """Open every dropdown; and nothing moves, or we would measure the sidebar on its way."""
     page.evaluate("() => document.querySelectorAll('details').forEach(d => d.open = true)")
     page.add_style_tag(content="* { transition: none !important; animation: none !important }")
+
+
+def violations(page: Page, rules: list[str] | None = None) -> list[str]:
+    """The serious and critical violations that axe-core finds on a page with every dropdown open."""
+    show_all(page)
     page.evaluate(_AXE)
     options: dict[str, object] = {"resultTypes": ["violations"], "preload": False}  # or it fetches style sheets again
     if rules:
@@ -513,18 +511,40 @@ def violations(page: Page, rules: list[str] | None = None) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("name", [*PAGES, *GENERATED])
-def test_axe_finds_nothing_serious(browser: Browser, server: str, name: str) -> None:
-    """Light on the desktop and on a phone with every rule, dark with the rules about colours."""
-    for scheme, width, rules in (("light", 1440, None), ("light", 360, None), ("dark", 1440, _COLOURS)):
-        page = browser.new_page(
-            color_scheme="dark" if scheme == "dark" else "light", viewport={"width": width, "height": 900}
-        )
-        watched = Watched(page, server)
-        watched.open(f"{name}.html")
-        assert not violations(page, rules), f"{scheme}, {width} px"
-        assert not watched.troubles
-        page.close()
+@pytest.mark.parametrize("scheme", VIEWS)
+@pytest.mark.parametrize("name", [*PAGES, *GENERATED, "index"])
+def test_a_page(name: str, scheme: str, contexts: dict[str, BrowserContext], server: str) -> None:
+    """It reads well on phone and desktop, axe finds nothing serious, its formulas show, and it needs no network.
+
+    Light on the desktop and on a phone with every rule of axe, dark with the rules about colours.
+    """
+    protocol, widths = VIEWS[scheme]
+    page = contexts[scheme].new_page()
+    watched = Watched(page, server if protocol == "http" else HTML.as_uri())
+    found: dict[str, object] = {}  # what is wrong, by where it was seen: one test tells all of it
+    watched.set_width(widths[0])
+    watched.open(f"{name}.html")
+    if name in PAGES:
+        theme = page.evaluate("document.documentElement.dataset.theme")
+        found["the theme"] = theme if theme != scheme else None
+    if name != "index":  # it only leads to the first page
+        show_all(page)
+    for width in widths:
+        watched.set_width(width)
+        if name in PAGES:
+            found[f"too wide at {width} px"] = page.evaluate(_TOO_WIDE)
+            found[f"too faint at {width} px"] = page.evaluate(_TOO_FAINT) if width == 1440 else None
+        if name != "index" and (scheme, width) != ("dark", 360):
+            found[f"axe at {width} px"] = violations(page, _COLOURS if scheme == "dark" else None)
+    found["formulas that are not set"] = page.locator(".math").count() > page.locator(".math mjx-container").count()
+    found["formulas with a mistake"] = page.locator("mjx-merror").count()
+    page.wait_for_load_state("networkidle")  # most of it has passed: what a page asks for late has been asked for
+    found["broken images"] = page.eval_on_selector_all(
+        "img", "all => all.filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
+    )
+    found["in the network and the console"] = watched.troubles
+    page.close()
+    assert not {where: what for where, what in found.items() if what}
 
 
 def test_axe_would_find_something(browser: Browser) -> None:

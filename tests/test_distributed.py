@@ -14,6 +14,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from pair import together
 from patience import PATIENCE
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -24,6 +25,7 @@ from course_utils.backbones import load_classifier
 from course_utils.data import LengthBucketedSampler
 from course_utils.distributed import SharedBatches, SharingError, share
 from course_utils.memory import SHAPES, Shape, peak_memory, training_memory
+from course_utils.studies import parallel
 from course_utils.studies import scaling as study_scaling
 from course_utils.studies.parallel import (
     BATCH,
@@ -108,8 +110,9 @@ def test_a_plain_loader_can_be_shared() -> None:
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Every method in one pair of processes."""
-    out = tmp_path_factory.mktemp("pair") / "rows.json"
-    study_scaling.launch(2, "course_utils.studies.parallel", str(out))
+    folder = tmp_path_factory.mktemp("pair")
+    out = folder / "rows.json"
+    together(parallel.main, [str(out)], folder=folder)
     rows: dict[str, Any] = json.loads(out.read_text())
     return rows
 

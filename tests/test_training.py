@@ -6,14 +6,12 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from patience import PATIENCE
+from pair import together
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
@@ -477,30 +475,24 @@ def test_the_progress_bar_can_be_silenced(capsys: pytest.CaptureFixture[str]) ->
 
 # --- several processes -----------------------------------------------------------------------------------------------
 
-SCRIPT = """
-import json, os, sys
-import torch
-import test_training as t
 
-torch.set_num_threads(1)
-out, rank = sys.argv[1], os.environ["RANK"]
+def train_in_a_pair(folder: Path) -> None:
+    """What each of the two processes does; it writes what it saw."""
+    torch.set_num_threads(1)
+    # 1. plain batches of 8 in two processes are batches of 16 in one
+    report = {"spread": summary(*run_plain(batch_size=8))}
 
-# 1. plain batches of 8 in two processes are batches of 16 in one
-report = {"spread": t.summary(*t.run_plain(batch_size=8))}
-
-# 2. the course's own sampler, with a last batch that is not full
-seen = []
-model = t.tiny_model(dropout=0)
-model.register_forward_pre_hook(
-    lambda module, inputs, batch: seen.extend(batch["input_ids"][:, 0].tolist()) if module.training else None,
-    with_kwargs=True,
-)
-train, validation = t.tiny_loader(t.tiny_rows(44)), t.tiny_loader(t.tiny_rows(21, seed=1), shuffle=False)
-history = t.fit(model, train, validation, t.TrainingConfig(epochs=1, device="cpu"))
-report |= {"seen": seen, "losses": [row["loss"] for row in history.steps], "evaluation": history.evaluations}
-with open(f"{out}/{rank}.json", "w") as file:
-    json.dump(report, file)
-"""
+    # 2. the course's own sampler, with a last batch that is not full
+    seen: list[int] = []
+    model = tiny_model(dropout=0)
+    model.register_forward_pre_hook(
+        lambda module, inputs, batch: seen.extend(batch["input_ids"][:, 0].tolist()) if module.training else None,
+        with_kwargs=True,
+    )
+    train, validation = tiny_loader(tiny_rows(44)), tiny_loader(tiny_rows(21, seed=1), shuffle=False)
+    history = fit(model, train, validation, TrainingConfig(epochs=1, device="cpu"))
+    report |= {"seen": seen, "losses": [row["loss"] for row in history.steps], "evaluation": history.evaluations}
+    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(report))
 
 
 def run_plain(batch_size: int, method: MethodConfig | None = None, **settings: Any) -> tuple[History, nn.Module]:
@@ -520,16 +512,7 @@ def summary(history: History, model: nn.Module) -> dict[str, Any]:
 
 
 def test_two_processes(tmp_path: Path) -> None:
-    script = tmp_path / "train.py"
-    script.write_text(SCRIPT)
-    environment = {key: value for key, value in os.environ.items() if key != "TQDM_DISABLE"}
-    environment |= {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    # conftest.py is not imported there, so the progress bar shows.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    result = subprocess.run(
-        [*launch, str(script), str(tmp_path)], env=environment, capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
+    told = together(train_in_a_pair, tmp_path, folder=tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
 
     # Both ranks hold one model and know one history.
@@ -551,7 +534,7 @@ def test_two_processes(tmp_path: Path) -> None:
 
     bars = [
         line
-        for line in result.stderr.replace("\r", "\n").splitlines()
+        for line in told.replace("\r", "\n").splitlines()
         if line.startswith("training on cpu, fp32, ") and "100%" in line
     ]
     assert any("6/6" in line for line in bars)
