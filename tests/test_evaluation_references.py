@@ -36,7 +36,7 @@ from course_utils.metrics import (
     score,
 )
 
-EXACT = {"rel": 1e-12, "abs": 1e-12}
+EXACT: dict[str, Any] = {"rel": 1e-12, "abs": 1e-12}
 SEEDS = range(20)
 
 
@@ -235,7 +235,7 @@ def test_kappa_is_scikit_learns(seed: int) -> None:
 
 @pytest.mark.parametrize("level", ["nominal", "ordinal", "interval"])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_alpha_is_krippendorffs_own_with_gaps(seed: int, level: str) -> None:
+def test_alpha_is_krippendorffs_own_with_gaps(seed: int, level: Any) -> None:
     chance = np.random.default_rng(seed)
     annotators, texts, values = (int(chance.integers(low, high)) for low, high in ((2, 6), (2, 30), (2, 6)))
     truth = chance.integers(1, values + 1, texts)

