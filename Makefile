@@ -40,6 +40,7 @@ help:
 	@echo "make doctor     check this computer"
 	@echo "make test-floors, make test-newest: the methods' tests with the lowest and with the newest versions admitted"
 	@echo "make test-device: the methods' tests and the solutions on a GPU (DEVICE=cuda), or on a pretended one"
+	@echo "make test-processors: the tests and the notebooks as on older processors, with one thread and with two (hours)"
 	@echo "make clean      remove the environment and the built book, but not the fetched model and data"
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -120,6 +121,12 @@ test-device: $(VENV)/installed-test assets
 	@echo '__import__("models")' > $(KERNELS)/profile_default/startup/device.py  # each kernel begins with tests/models.py
 	@IPYTHONDIR="$(CURDIR)/$(KERNELS)" PYTHONPATH=tests $(parallel) -p pool --nbval-lax solutions \
 		--nbval-cell-timeout=$(CELL_TIMEOUT)
+
+# On the processors that this one can be made to be, with one thread and with two: hours. Begun again, it goes on where it
+# stopped, as long as no file changed. ARGS=table shows what was found; ARGS=equality takes minutes.
+.PHONY: test-processors
+test-processors: $(VENV)/installed-test assets
+	@$(BIN)/python tests/processors.py $(ARGS)
 
 lab: assets
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/labs $(ARGS)

@@ -12,14 +12,18 @@ from pathlib import Path
 import pool
 import pytest
 import torch
+from any_order import add_in_any_order
 from models import DEVICE
 from transformers import PreTrainedTokenizerBase
 
 from course_utils.assets import fetch
 from course_utils.backbones import load_classifier
 
-# Two threads that wait for each other on a busy machine make a tiny model a hundred times slower (measured).
-torch.set_num_threads(1)
+# Two threads that wait for each other on a busy machine make a tiny model a hundred times slower (measured), so only
+# who asks gets more than one: `make test-processors` does.
+torch.set_num_threads(int(os.environ.get("COURSE_TEST_THREADS", "1")))
+if order := os.environ.get("COURSE_TEST_ORDER"):
+    add_in_any_order(int(order))
 if DEVICE == "cuda":  # sums in the same order each time, and no rounding of an LSTM's factors to ten binary digits
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)

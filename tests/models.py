@@ -8,6 +8,7 @@ layer moves the logits well above rounding.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -29,6 +30,12 @@ from transformers import (
 )
 
 VOCABULARY, HIDDEN, LAYERS, PAD = 64, 32, 2, 1
+#: Sums that stand one behind another on the longest way from a token to the loss: in each layer the query, its score,
+#: the softmax, the mean of the values, the output, up, down and two normalisations; outside of them the first and the
+#: last normalisation, the head and the loss. The way back to a gradient is as long again.
+DEPTH = 9 * LAYERS + 4
+#: Terms of the longest of these sums: GPT-2's way down.
+WIDEST = 4 * HIDDEN
 DEVICE = os.environ.get("COURSE_TEST_DEVICE", "cpu")
 if DEVICE == "pretend":
     import pretend_gpu  # noqa: F401
@@ -150,12 +157,34 @@ def noise(like: torch.Tensor, generator: torch.Generator | int) -> torch.Tensor:
     return torch.randn(like.shape, generator=generator).to(like)
 
 
-def agree(first: torch.Tensor, second: torch.Tensor, gate: float = 1e-5) -> bool:
+def rounding(dtype: torch.dtype = torch.float32, *, terms: int = WIDEST, depth: int = DEPTH) -> float:
+    """How far two ways to one result may lie apart, as a share of its length (see `relative`); 6.3e-6 for the logits.
+
+    Bits are equal where both ways are the same operations on the same shapes. Everywhere else the order of the terms
+    differs, and it is each processor's own. To add n numbers is to round n - 1 times, each time by at most u = eps / 2
+    of the sum so far. As many go up as down, so together they are about √n u of the sum, in any order; the bound
+    without chance, n u, is far above what is ever met (Higham and Mary 2019). `depth` sums one behind another add up
+    likewise, to √(n depth) u. Both ways err, which makes √2 of that, and another √2 is to spare::
+
+        eps √(terms depth)
+
+    Args:
+        dtype: in which the sums are kept.
+        terms: of the longest sum on the way; 1 where half precision is added in float32 and rounded once.
+        depth: how many sums stand one behind another.
+    """
+    return torch.finfo(dtype).eps * math.sqrt(terms * depth)
+
+
+def agree(first: torch.Tensor, second: torch.Tensor, gate: float | None = None) -> bool:
     """Whether two tensors are equal bit for bit, on the processor.
 
-    A GPU may cut one product into other pieces than the next, so there they are equal up to rounding: the gate.
+    A GPU may cut one product into other pieces than the next, so there they are equal up to rounding: the gate, by
+    default that of a gradient.
     """
-    return torch.equal(first, second) or (DEVICE != "cpu" and relative(first, second) <= gate)
+    if torch.equal(first, second):
+        return True
+    return DEVICE != "cpu" and relative(first, second) <= (rounding(depth=2 * DEPTH) if gate is None else gate)
 
 
 def relative(got: torch.Tensor, expected: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from cases import move
 from golden.make_adapters import ACTIVATIONS, FILE, KINDS, SIZE, STEPS, fill, is_norm, train
-from models import ALL_MODELS, DEVICE, HIDDEN, LAYERS, make, make_batch, relative
+from models import ALL_MODELS, DEVICE, HIDDEN, LAYERS, make, make_batch, relative, rounding
 from safetensors.torch import load_file
 from torch import nn
 from transformers import (
@@ -46,7 +46,7 @@ METHODS: dict[str, type[BottleneckConfig]] = {
     "parallel": ParallelAdapterConfig,
 }
 GOLDEN = load_file(FILE)
-GATE = 1e-6
+GATE = 1e-6  # the golden file was computed in float64 and holds float32
 
 
 def canonical(name: str) -> str:
@@ -121,7 +121,7 @@ def test_forward_gradients_and_ten_steps_equal_adapters(kind: str, method: str) 
 def test_logits_and_loss_equal_adapters_in_single_precision_too(kind: str, method: str) -> None:
     ours = run(kind, config_for(kind, method), torch.float32, steps=1)
     for name in ("logits", "loss"):
-        assert relative(ours[name], GOLDEN[f"{kind}/{method}/{name}"]) <= GATE, name
+        assert relative(ours[name], GOLDEN[f"{kind}/{method}/{name}"]) <= rounding(), name
 
 
 def _no_shortcut(self: Any, z: torch.Tensor) -> torch.Tensor:

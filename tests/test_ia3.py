@@ -11,7 +11,7 @@ import peft
 import pytest
 import torch
 from cases import move
-from models import ALL_MODELS, CLASSIFIERS, DEVICE, HIDDEN, LAYERS, Batch, make, make_batch, noise, relative
+from models import ALL_MODELS, CLASSIFIERS, DEVICE, HIDDEN, LAYERS, Batch, make, make_batch, noise, relative, rounding
 from peft import PeftModel, TaskType, get_peft_model
 from peft.utils import constants
 from safetensors.torch import load_file, save_file
@@ -143,24 +143,22 @@ def test_merge_equals_peft_s(kind: str, settings: dict[str, Any]) -> None:
     ours, theirs = pair(kind, IA3Config(**settings))
     unmerged = logits(ours, kind)
     reference = peft_merged(theirs)
-    assert relative(logits(merge(ours), kind), unmerged) <= 1e-6
+    assert relative(logits(merge(ours), kind), unmerged) <= rounding()
     assert set(reference) == set(ours.state_dict())
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, reference[name]), name
 
 
-@pytest.mark.parametrize(("dtype", "gate"), [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "llama"])
-def test_half_precision_equals_peft_and_keeps_the_vectors_in_float32(
-    kind: str, dtype: torch.dtype, gate: float
-) -> None:
+def test_half_precision_equals_peft_and_keeps_the_vectors_in_float32(kind: str, dtype: torch.dtype) -> None:
     ours, theirs = pair(kind, IA3Config(), make(kind).to(dtype))
     assert {m.ia3_l.dtype for m in ours.modules() if isinstance(m, IA3Linear)} == {torch.float32}
     unmerged = logits(ours, kind)
     assert unmerged.dtype == dtype
     assert torch.equal(unmerged, logits(theirs, kind))
     reference = peft_merged(theirs)
-    assert relative(logits(merge(ours), kind), unmerged) <= gate
+    assert relative(logits(merge(ours), kind), unmerged) <= rounding(dtype, terms=1)
     for name, tensor in ours.state_dict().items():
         assert tensor.dtype == reference[name].dtype
         assert torch.equal(tensor, reference[name]), name
@@ -252,7 +250,7 @@ def test_gpt2_s_query_is_left_alone_and_needs_no_factor(kind: str) -> None:
             alone.get_parameter(name).data = torch.cat([query * key, value])
         else:
             alone.get_parameter(name).data = parameter.data
-    assert relative(logits(alone, kind), logits(both, kind)) < 1e-5
+    assert relative(logits(alone, kind), logits(both, kind)) <= rounding()
     assert relative(logits(both, kind), logits(make(kind), kind)) > 0.01
 
 

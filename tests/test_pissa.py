@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, agree, make, make_batch, noise
+from models import ALL_MODELS, CLASSIFIERS, DEPTH, agree, make, make_batch, noise, relative, rounding
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
-from test_lora import peft_trainable, plain_name, relative
+from test_lora import peft_trainable, plain_name
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -33,8 +33,8 @@ from course_utils.methods import (
 from course_utils.methods import pissa as module
 
 CONFIG = PiSSAConfig(rank=3, alpha=7, targets="all-linear")
-#: Both decompose the same numbers, but on another machine the last bits may differ.
-GATE = 1e-6
+#: Both decompose the same numbers, but multiply the parts in another order.
+GATE = rounding()
 
 
 def peft_model(kind: str, config: LoRAConfig, model: Any = None, **settings: Any) -> PeftModel:
@@ -182,7 +182,7 @@ def test_ten_steps_give_peft_s_weights(kind: str) -> None:
             optimizer.step()
     for name, parameter in peft_trainable(theirs).items():
         mine = trainable_parameters(ours)[name]
-        assert relative(mine, parameter) <= 1e-5, name
+        assert relative(mine, parameter) <= rounding(depth=10 * 2 * DEPTH), name
         if mine.ndim == 2:
             assert not torch.allclose(mine, start[name], rtol=1e-4, atol=1e-5), name
 

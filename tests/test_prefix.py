@@ -11,6 +11,7 @@ import torch
 from models import (
     ALL_MODELS,
     CLASSIFIERS,
+    DEPTH,
     DEVICE,
     LANGUAGE_MODELS,
     LAYERS,
@@ -19,6 +20,7 @@ from models import (
     make_batch,
     noise,
     relative,
+    rounding,
 )
 from peft import PeftModel, get_peft_model
 from peft import PrefixTuningConfig as PeftPrefixConfig
@@ -106,14 +108,20 @@ def pair(kind: str, config: PrefixTuningConfig) -> tuple[Any, PeftModel]:
     return ours, theirs
 
 
-def tolerance(config: PrefixTuningConfig) -> float:
+def tolerance(config: PrefixTuningConfig, depth: int = DEPTH + 2) -> float:
     """How far ours may lie from peft's: no bit, but for a network, which peft runs anew for each row of the batch.
 
-    A GPU may cut two equal products into different pieces.
+    So its two products have other shapes there, and every processor may add in another order. A GPU may cut two equal
+    products into different pieces.
+
+    Args:
+        config: with or without a network.
+        depth: sums one behind another; by default those of the model and of the network.
     """
-    if DEVICE != "cpu":
-        return 1e-5
-    return 1e-6 if config.reparameterize else 0.0
+    return 0.0 if DEVICE == "cpu" and not config.reparameterize else rounding(depth=depth)
+
+
+GRADIENT = 2 * (DEPTH + 2)  # there and back
 
 
 def explain_difference(ours: Any, theirs: PeftModel, batch: Batch) -> str:
@@ -123,7 +131,7 @@ def explain_difference(ours: Any, theirs: PeftModel, batch: Batch) -> str:
         zip(body(ours).keys_and_values(rows), theirs.get_prompt(rows), strict=True)
     ):
         for name, got, expected in (("keys", mine[0], keys), ("values", mine[1], values)):
-            if got.shape != expected.shape or relative(got, expected) > tolerance(ours.tuning):
+            if got.shape != expected.shape or relative(got, expected) > tolerance(ours.tuning, 2):
                 return f"layer {layer}: other {name}"
     same = relative(ours(**batch).logits, theirs(**batch).logits) <= tolerance(ours.tuning)
     return "" if same else "the logits differ"
@@ -148,7 +156,7 @@ def test_forward_and_gradients_equal_peft(kind: str, config: PrefixTuningConfig)
         assert gradient is not None
         assert gradient.any()
         assert parameter.grad is not None
-        assert relative(gradient, parameter.grad) <= 10 * tolerance(config), name
+        assert relative(gradient, parameter.grad) <= tolerance(config, GRADIENT), name
 
 
 @pytest.mark.parametrize(
@@ -165,7 +173,7 @@ def test_ten_steps_give_peft_s_weights(kind: str, config: PrefixTuningConfig) ->
             model(**make_batch(kind, seed=step)).loss.backward()
             optimizer.step()
     for name, parameter in peft_trainable(theirs).items():
-        assert relative(trainable_parameters(ours)[name], parameter) <= 10 * tolerance(config), name
+        assert relative(trainable_parameters(ours)[name], parameter) <= tolerance(config, 10 * GRADIENT), name
 
 
 @pytest.mark.parametrize("init", ["normal", "zero"])
@@ -287,7 +295,7 @@ def test_a_prefix_can_stand_for_real_tokens(kind: str) -> None:
         cache = plain(tokens[:, :K], use_cache=True)[cache_name(plain)]
         columns = [t[0].transpose(0, 1).flatten(1) for layer in cache.layers for t in (layer.keys, layer.values)]
         body(model).prefix.get_parameter("embedding.weight").copy_(torch.cat(columns, dim=1))
-        assert torch.allclose(model(tokens[:, K:]).logits, expected, atol=1e-5)
+        assert relative(model(tokens[:, K:]).logits, expected) <= rounding()
         assert not torch.allclose(plain(tokens[:, K:]).logits, expected, atol=1e-2)
 
 
@@ -321,7 +329,7 @@ def test_without_a_mask_everything_is_seen(kind: str, attention: str) -> None:
     with torch.no_grad():
         assert batch["attention_mask"].all()
         unmasked = model(input_ids=batch["input_ids"]).logits
-        assert torch.allclose(unmasked, model(**batch).logits, atol=1e-5)
+        assert relative(unmasked, model(**batch).logits) <= rounding()
 
 
 @pytest.mark.parametrize("kind", ALL_MODELS)
@@ -333,8 +341,8 @@ def test_given_embeddings_and_positions_are_used(kind: str) -> None:
     with torch.no_grad():
         embedded = {"inputs_embeds": model.get_input_embeddings()(tokens), "position_ids": positions}
         expected = model(input_ids=tokens, **batch).logits
-        assert torch.allclose(model(**embedded, **batch).logits, expected, atol=1e-5)
-        assert torch.allclose(model(input_ids=tokens, position_ids=positions, **batch).logits, expected, atol=1e-5)
+        assert relative(model(**embedded, **batch).logits, expected) <= rounding()
+        assert relative(model(input_ids=tokens, position_ids=positions, **batch).logits, expected) <= rounding()
 
 
 @pytest.mark.parametrize(
@@ -350,7 +358,7 @@ def test_padding_on_the_left_changes_nothing_but_in_peft(kind: str) -> None:
         with torch.no_grad():
             together, expected = model(**batch).logits[3], model(**alone).logits[0]
         difference.append(relative(together[3:] if kind in LANGUAGE_MODELS else together, expected))
-    assert difference[0] < 1e-5
+    assert difference[0] <= rounding()
     assert difference[1] > 1e-2
 
 
@@ -525,7 +533,7 @@ def test_the_network_has_its_own_file_and_is_not_needed(tmp_path: Path) -> None:
     network.unlink()
     plain = load(make("bert"), folder)
     assert plain.tuning == PrefixTuningConfig(virtual_tokens=K, head=config.head)
-    assert relative(logits(plain, "bert"), logits(model, "bert")) <= 1e-6
+    assert relative(logits(plain, "bert"), logits(model, "bert")) <= rounding()
     save(tuned("bert"), folder)
     assert not network.exists()
 

@@ -10,7 +10,21 @@ from typing import Any
 import peft
 import pytest
 import torch
-from models import ALL_MODELS, CLASSIFIERS, DEVICE, HIDDEN, LANGUAGE_MODELS, VOCABULARY, Batch, agree, make, make_batch
+from models import (
+    ALL_MODELS,
+    CLASSIFIERS,
+    DEPTH,
+    DEVICE,
+    HIDDEN,
+    LANGUAGE_MODELS,
+    VOCABULARY,
+    Batch,
+    agree,
+    make,
+    make_batch,
+    relative,
+    rounding,
+)
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -40,6 +54,7 @@ METHODS: dict[str, VirtualPromptConfig] = {
     "lstm": PTuningConfig(virtual_tokens=K, encoder="lstm", hidden=12),
 }
 FIRST_TOKEN = ("bert", "roberta")  # these classifiers pool the first token, the others the last one
+GRADIENT = rounding(depth=2 * DEPTH)  # there and back
 
 
 def config_for(kind: str, method: str, pool: str = "peft") -> VirtualPromptConfig:
@@ -110,24 +125,29 @@ def text_logits(kind: str, logits: torch.Tensor) -> torch.Tensor:
     return logits[:, K:] if kind in LANGUAGE_MODELS else logits
 
 
+def same(kind: str, first: torch.Tensor, second: torch.Tensor, gate: float = GRADIENT) -> bool:
+    """Equal bit for bit where the head reads one token (see `models.agree`), and elsewhere within the gate.
+
+    The head of a decoder also reads the virtual tokens in peft, k rows more, so its product has another shape there.
+    """
+    return agree(first, second, gate) or (kind not in FIRST_TOKEN and relative(first, second) <= gate)
+
+
 def explain_difference(kind: str, ours: Any, theirs: PeftModel, batch: Batch) -> str:
-    """The first thing that does not agree (see `models.agree`) between ours and peft's: "" if nothing."""
+    """The first thing that is not the same (see `same`) between ours and peft's: "" if nothing."""
     if not agree(prompt_of(ours)(), theirs.get_prompt(1)[0]):
         return "another prompt"
     mine, reference = ours(**batch), theirs(**batch)
-    if not agree(mine.logits, text_logits(kind, reference.logits)):
+    if not same(kind, mine.logits, text_logits(kind, reference.logits), rounding()):
         return "other logits"
-    # A language model's mean is taken over k rows more, which do not count but change the order of the sum.
-    if not torch.allclose(
-        mine.loss, reference.loss, rtol=1e-6 if kind in LANGUAGE_MODELS or DEVICE != "cpu" else 0.0, atol=0.0
-    ):
+    if not same(kind, mine.loss, reference.loss, rounding()):
         return "another loss"
     for model, output in ((ours, mine), (theirs, reference)):
         model.zero_grad()
         output.loss.backward()
     for name, parameter in peft_trainable(theirs, find_body(ours)[0]).items():
         gradient = trainable_parameters(ours)[name].grad
-        if gradient is None or parameter.grad is None or not agree(gradient, parameter.grad):
+        if gradient is None or parameter.grad is None or not same(kind, gradient, parameter.grad):
             return f"another gradient of {name}"
     return ""
 
@@ -147,7 +167,7 @@ def test_forward_loss_and_gradients_equal_peft(kind: str, method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ALL_MODELS)
-def test_ten_steps_give_peft_s_weights_bit_for_bit(kind: str, method: str) -> None:
+def test_ten_steps_give_peft_s_weights(kind: str, method: str) -> None:
     ours, theirs = pair(kind, config_for(kind, method))
     for model in (ours, theirs):
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
@@ -156,7 +176,8 @@ def test_ten_steps_give_peft_s_weights_bit_for_bit(kind: str, method: str) -> No
             model(**batch_for(kind, seed=step)).loss.backward()
             optimizer.step()
     for name, parameter in peft_trainable(theirs, find_body(ours)[0]).items():
-        assert agree(trainable_parameters(ours)[name], parameter, 1e-3), name
+        # Adam divides by the size of a gradient, and makes much of the last digits of a small one.
+        assert same(kind, trainable_parameters(ours)[name], parameter, 1e-3), name
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -165,7 +186,7 @@ def test_half_precision_equals_peft(kind: str, method: str) -> None:
     ours, theirs = pair(kind, config_for(kind, method), torch.bfloat16)
     logits = text_logits(kind, theirs(**batch_for(kind)).logits)
     assert logits.dtype == torch.bfloat16
-    assert agree(ours(**batch_for(kind)).logits, logits, 2**-6)
+    assert same(kind, ours(**batch_for(kind)).logits, logits, rounding(torch.bfloat16, terms=1))
 
 
 @pytest.mark.parametrize("kind", FIRST_TOKEN)
@@ -231,8 +252,8 @@ def test_peft_misreads_padding_and_ours_does_not(kind: str, left: bool) -> None:
     ours, theirs = pair(kind, config_for(kind, "table"))
     batch = make_batch(kind, left=left)
     alone = rows_alone(ours, batch)
-    assert agree(rows_alone(theirs, batch), alone)
-    assert torch.allclose(ours(**batch).logits, alone, atol=1e-5)
+    assert same(kind, rows_alone(theirs, batch), alone, rounding())
+    assert relative(ours(**batch).logits, alone) <= rounding()
     wrong = (theirs(**batch).logits - alone).abs().amax(1)
     assert wrong[0] < 1e-5  # the longest row has no padding
     assert (wrong[1:] > (0.03 if left else 0.2)).all()  # of logits around 1
@@ -276,7 +297,7 @@ def test_a_cache_goes_on_where_it_stopped(kind: str) -> None:
     cache = start[cache_name(model)]
     assert cache.get_seq_length() == K + 6
     rest = model(ids[:, 6:], attention_mask=mask, **{cache_name(model): cache}).logits
-    assert torch.allclose(torch.cat((start.logits, rest), 1)[mask.bool()], whole[mask.bool()], atol=1e-5)
+    assert relative(torch.cat((start.logits, rest), 1)[mask.bool()], whole[mask.bool()]) <= rounding()
 
 
 def test_a_static_cache_is_refused() -> None:
@@ -349,7 +370,7 @@ def test_the_model_around_sees_no_virtual_tokens(kind: str) -> None:
     output = model(**batch, output_hidden_states=True)
     assert all(state.shape == (4, 9, HIDDEN) for state in output.hidden_states)
     embedded = model(inputs_embeds=model.get_input_embeddings()(batch["input_ids"][:1]))
-    assert torch.allclose(embedded.logits, model(batch["input_ids"][:1]).logits, atol=1e-6)
+    assert relative(embedded.logits, model(batch["input_ids"][:1]).logits) <= rounding()
     assert torch.equal(model(**batch, return_dict=False)[1], output.logits)
     name, body = find_body(model)
     assert body.config is model.config
@@ -404,15 +425,15 @@ def test_checkpoints_go_both_ways(kind: str, method: str, tmp_path: Path, recwar
     expected = ours(**batch).logits
     loaded = PeftModel.from_pretrained(make(kind), str(save(ours, tmp_path / "ours")))
 
-    def same(first: torch.Tensor, second: torch.Tensor) -> bool:
-        return torch.allclose(first, second, rtol=0.0, atol=1e-6) if method == "lstm" else agree(first, second)
+    def equal(first: torch.Tensor, second: torch.Tensor) -> bool:
+        return relative(first, second) <= rounding() if method == "lstm" else same(kind, first, second, rounding())
 
-    assert same(text_logits(kind, loaded(**batch).logits), expected)
+    assert equal(text_logits(kind, loaded(**batch).logits), expected)
     assert not [warning for warning in recwarn if "Unexpected keyword" in str(warning.message)]
 
     theirs.save_pretrained(str(tmp_path / "theirs"))
     restored = load(make(kind), tmp_path / "theirs")
-    assert same(restored(**batch).logits, text_logits(kind, theirs(**batch).logits))
+    assert equal(restored(**batch).logits, text_logits(kind, theirs(**batch).logits))
     assert type(restored.tuning) is PromptTuningConfig  # peft drops the encoder, so the table is all there is
     assert restored.tuning.pool == ("peft" if kind in FIRST_TOKEN else "text")
 
@@ -459,7 +480,7 @@ def test_the_table_is_saved_without_the_dropout_of_the_encoder(tmp_path: Path) -
     assert prompt_of(ours).training
     table = load_file(tmp_path / "adapter_model.safetensors")["prompt_embeddings"].to(DEVICE)
     assert not torch.allclose(table, prompt_of(ours)(), atol=1e-3)
-    assert torch.allclose(table, prompt_of(ours.eval())(), atol=1e-6)  # torch's LSTM rounds otherwise without gradients
+    assert relative(table, prompt_of(ours.eval())()) <= rounding()  # torch's LSTM rounds otherwise without gradients
 
 
 def test_the_encoder_must_compute_the_table(tmp_path: Path) -> None:

@@ -10,9 +10,21 @@ import bitsandbytes
 import pytest
 import torch
 from bitsandbytes.functional import QuantState, quantize_4bit
-from models import ALL_MODELS, DEVICE, LANGUAGE_MODELS, Batch, agree, fill_lora, make, make_batch
+from models import (
+    ALL_MODELS,
+    DEPTH,
+    DEVICE,
+    LANGUAGE_MODELS,
+    Batch,
+    agree,
+    fill_lora,
+    make,
+    make_batch,
+    relative,
+    rounding,
+)
 from peft import PeftModel
-from test_every_method import assert_unchanged, logits, relative, snapshot, train
+from test_every_method import assert_unchanged, logits, snapshot, train
 from test_lora import peft_model, peft_trainable
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification
@@ -115,12 +127,14 @@ def copy_trained(ours: nn.Module, theirs: PeftModel) -> None:
             parameter.copy_(mine[name])
 
 
-def difference(ours: nn.Module, theirs: nn.Module, batch: Batch, reference: dict[str, nn.Parameter]) -> str:
-    """What differs in the logits, the loss or a gradient: "" if all agree, see `models.agree`."""
+def difference(
+    ours: nn.Module, theirs: nn.Module, batch: Batch, reference: dict[str, nn.Parameter], gate: float = 0.0
+) -> str:
+    """What differs in the logits or a gradient: "" if all agree, see `models.agree`, or lie within the gate."""
     ours.zero_grad()
     theirs.zero_grad()
     mine, expected = ours(**batch), theirs(**batch)
-    if not agree(mine.logits, expected.logits):
+    if not (agree(mine.logits, expected.logits) or relative(mine.logits, expected.logits) <= gate):
         return f"the logits differ by {relative(mine.logits, expected.logits):.2g} of their size"
     mine.loss.backward()
     expected.loss.backward()
@@ -129,8 +143,8 @@ def difference(ours: nn.Module, theirs: nn.Module, batch: Batch, reference: dict
         assert got is not None
         assert wanted is not None
         # A key's bias changes no attention: its gradient is 0, and on a GPU two different roundings of it.
-        rounding = DEVICE != "cpu" and max(got.norm(), wanted.norm()) < 1e-6
-        if not (agree(got, wanted) or rounding):
+        is_zero = DEVICE != "cpu" and max(got.norm(), wanted.norm()) < 1e-6
+        if not (agree(got, wanted) or relative(got, wanted) <= gate or is_zero):
             return f"the gradient of {name} differs by {relative(got, wanted):.2g} of its size"
     return ""
 
@@ -166,7 +180,9 @@ def test_it_is_lora_on_the_dequantised_weights(kind: str, double: bool) -> None:
     fill_lora(plain)
     assert not packed(plain)
     batch = make_batch(kind)
-    assert difference(ours, plain, batch, trainable_parameters(plain)) == ""
+    # GPT-2 keeps a weight the other way round, (in, out), and a product may run through it in another order.
+    gate = rounding(depth=2 * DEPTH) if kind.startswith("gpt2") else 0.0
+    assert difference(ours, plain, batch, trainable_parameters(plain), gate) == ""
     assert relative(logits(eject(plain), batch), logits(make(kind), batch)) > 1e-3  # something was rounded
 
 
@@ -299,7 +315,7 @@ def test_merging_is_exact_and_quantising_again_is_not(kind: str) -> None:
     model, batch = qlora(kind).double(), make_batch(kind)
     unmerged = logits(model, batch)
     merged = merge(model)
-    assert relative(logits(merged, batch), unmerged) <= 1e-12
+    assert relative(logits(merged, batch), unmerged) <= rounding(torch.float64)
     assert list(merged.state_dict()) == list(make(kind).state_dict())
     assert {name: type(m) for name, m in merged.named_modules()} == {n: type(m) for n, m in make(kind).named_modules()}
     weights = {name: layer.weight.clone() for name, layer in find_targets(merged, "all-linear").items()}
