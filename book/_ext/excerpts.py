@@ -83,10 +83,13 @@ def find(dotted: str, root: Path) -> Found:
     body = ast.parse(source).body
     where = file.relative_to(root).as_posix()
     for count, step in enumerate(steps, start=1):
-        names = dict(named(body))
-        node = names.get(step)
-        if node is None:
+        names: dict[str, ast.stmt | None] = dict(named(body))
+        if (node := names.get(step)) is None:
             inside = f"{where}, in {'.'.join(steps[: count - 1])}," if count > 1 else where
+            if file.name == "__init__.py":
+                names |= {other.stem: node for other in sorted(place.glob("[a-z]*.py"))}
+            else:
+                names = {name: one for name, one in names.items() if not isinstance(one, ast.ImportFrom)}
             raise ExcerptError(f"{inside} has no {step!r}; there are: {', '.join(names) or 'no names'}")
         if isinstance(node, ast.ImportFrom):
             original = next(alias.name for alias in node.names if (alias.asname or alias.name) == step)
@@ -177,7 +180,12 @@ def without_rollback(code: str) -> str:
     shifted: set[int] = set()
     handlers: list[ast.ExceptHandler] = []
     for node in ast.walk(tree):
-        if isinstance(node, ast.Try) and not node.orelse and not node.finalbody and all(map(_raises_again, node.handlers)):
+        if (
+            isinstance(node, ast.Try)
+            and not node.orelse
+            and not node.finalbody
+            and all(map(_raises_again, node.handlers))
+        ):
             handlers += node.handlers
             gone |= {node.lineno, *range(node.handlers[0].lineno, (node.end_lineno or 0) + 1)}
             shifted |= set(range(node.lineno + 1, node.handlers[0].lineno))
@@ -268,7 +276,7 @@ def refilled(lines: list[str], width: int) -> list[str]:
             close()
             done.append(line)
             continue
-        if len(group) > 1 and here != indentation(group[-1]) or group and here < indentation(group[0]):
+        if (len(group) > 1 and here != indentation(group[-1])) or (group and here < indentation(group[0])):
             close()
         if group and re.match(r"\s*(?:\d+\.|[*-]) |\s*\w+: ", line) and here <= indentation(group[0]):
             close()

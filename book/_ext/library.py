@@ -241,7 +241,7 @@ def expand_rooms(app: Sphinx, docname: str, content: list[str]) -> None:
 
 
 def shorten(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Of a module the first paragraph: its page has the rest. This comes before napoleon, which reads Args and Raises."""
+    """Of a module the first paragraph: its page has the rest. This comes before napoleon, which reads the sections."""
     if what == "module":
         del lines[next((n for n, line in enumerate(lines) if not line.strip()), len(lines)) :]
         if lines and lines[-1].endswith("::"):
