@@ -10,13 +10,15 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
 from browser import HTML, NoBrowserError, open_browser
 from playwright.sync_api import Browser
 from sphinx.application import Sphinx
-from sphinx.ext.napoleon import Config
+from sphinx.config import Config
+from sphinx.ext import napoleon
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
 ROOT = Path(__file__).parents[1]
@@ -32,7 +34,7 @@ TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 #: Those that the book shows file by file.
 ROOMS = [f"course_utils.{name}" for name in ("methods", "training", "checkpoints", "distillation")]
 FILES = [file for room in ROOMS for file in library.modules_of(room, ROOT)]
-OPTIONS = Config(napoleon_use_ivar=True, napoleon_use_param=False, napoleon_use_rtype=False)
+OPTIONS = cast(Config, napoleon.Config(napoleon_use_ivar=True, napoleon_use_param=False, napoleon_use_rtype=False))
 
 
 def short(file: Path) -> str:

@@ -251,13 +251,14 @@ def refilled(lines: list[str], width: int) -> list[str]:
     """Paragraphs and entries of a docstring filled anew; what stands below `::` stays."""
     done: list[str] = []
     literal = -1  # the indentation of the line that ended in ::
+    section = False  # Args and the like, where an entry is "name: text"
     group: list[str] = []
 
     def close() -> None:
         if group:
             first, rest = indentation(group[0]), indentation(group[-1])
             text = " ".join(line.strip() for line in group)
-            ends = re.match(r"\s*[*-] |\s*[\w, ]+: ", group[0])
+            ends = re.match(r"\s*[*-] ", group[0]) or (section and re.match(r"\s*[\w, ]+: ", group[0]))
             rest = max(rest, first + 4 * bool(ends and len(group) == 1)) if first or ends else rest
             done.extend(
                 textwrap.wrap(text, width, initial_indent=" " * first, subsequent_indent=" " * rest,
@@ -278,7 +279,8 @@ def refilled(lines: list[str], width: int) -> list[str]:
             continue
         if (len(group) > 1 and here != indentation(group[-1])) or (group and here < indentation(group[0])):
             close()
-        if group and re.match(r"\s*(?:\d+\.|[*-]) |\s*\w+: ", line) and here <= indentation(group[0]):
+        entry = r"\s*(?:\d+\.|[*-]) |\s*\w+: " if section else r"\s*(?:\d+\.|[*-]) "
+        if group and re.match(entry, line) and here <= indentation(group[0]):
             close()
         group.append(line)
         if line.rstrip().endswith("::"):

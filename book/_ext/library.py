@@ -35,7 +35,8 @@ from sphinx.util.nodes import make_refnode
 #: Characters of a line of code beside its explanation.
 WIDTH = 84
 _ROOM = re.compile(r"^```\{room\} ([\w.]+)\n```$", re.MULTILINE)
-_LITERALS = re.compile(r"(``.+?``|`[^`]+`|\*\*?\S(?:[^*]*\S)?\*\*?(?!\w))")
+#: What stays as it is in prose: bullets, code, emphasis.
+_KEPT = re.compile(r"(^\s*[*-] |``[^`]+``|`[^`]+`|\*\*?\S(?:[^*\n]*\S)?\*\*?(?!\w))", re.MULTILINE)
 
 
 # --- prose -----------------------------------------------------------------------------------------------------------
@@ -43,18 +44,26 @@ _LITERALS = re.compile(r"(``.+?``|`[^`]+`|\*\*?\S(?:[^*]*\S)?\*\*?(?!\w))")
 
 def escaped(lines: list[str]) -> list[str]:
     """A docstring with whatever reStructuredText would misread made plain: |x|, a lonely *, name_."""
-    done, literal = [], -1
+    done: list[str] = []
+    text: list[str] = []  # of prose; a literal may go on in the next line
+    literal = -1
+
+    def close() -> None:
+        pieces = _KEPT.split("\n".join(text))
+        pieces[::2] = [re.sub(r"([\\|*`])|(?<=\w)(_)(?!\w)", r"\\\g<0>", piece) for piece in pieces[::2]]
+        done.extend("".join(pieces).split("\n") if text else [])
+        text.clear()
+
     for line in lines:
         here = len(line) - len(line.lstrip())
         if literal >= 0 and (not line.strip() or here > literal):
             done.append(line)
             continue
-        bullet = re.match(r"\s*(?:[*-] )?", line)
-        start = bullet.end() if bullet else 0
-        pieces = _LITERALS.split(line[start:])
-        pieces[::2] = [re.sub(r"([\\|*`])|(?<=\w)(_)(?!\w)", r"\\\g<0>", piece) for piece in pieces[::2]]
-        done.append(line[:start] + "".join(pieces))
+        text.append(line)
         literal = here if line.rstrip().endswith("::") else -1
+        if literal >= 0:
+            close()
+    close()
     return done
 
 
@@ -113,7 +122,8 @@ def docstrings_apart(code: str) -> tuple[str, dict[str, str]]:
 
 def page_of(source: str, name: str, config: Config) -> list[str]:
     """The page of a module, as lines of reStructuredText."""
-    code, documents = docstrings_apart(fitted(without_comments_for_tools(source), WIDTH))
+    code, _ = docstrings_apart(fitted(without_comments_for_tools(source), WIDTH))
+    _, documents = docstrings_apart(source)  # not filled for a column: a browser does that
     module, lines = ast.parse(code), code.split("\n")
     page: list[str] = []
 
@@ -278,7 +288,7 @@ def _link_to_name(docname: str, name: str, module: str, shown: nodes.literal) ->
 
 def full_name(env: BuildEnvironment, name: str, module: str) -> str:
     """What a short name means: something of the same module, or the only thing in the library that is called so."""
-    known = env.domains["py"].objects  # type: ignore[attr-defined]
+    known = env.domains["py"].objects
     if f"{module}.{name}" in known:
         return f"{module}.{name}"
     found = [one for one in known if one.startswith("course_utils.") and one.endswith(f".{name}")]
@@ -294,7 +304,7 @@ def resolve_name(app: Sphinx, env: BuildEnvironment, node: addnodes.pending_xref
     full = full_name(env, node["reftarget"], node["module"])
     if not full:
         return shown
-    entry = env.domains["py"].objects[full]  # type: ignore[attr-defined]
+    entry = env.domains["py"].objects[full]
     return make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, shown, full)
 
 
@@ -323,7 +333,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Register the kind of file, the links and the hooks; autodoc does the rest."""
     for extension in ("excerpts", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.linkcode"):
         app.setup_extension(extension)
-    app.config.linkcode_resolve = link_to_file  # type: ignore[attr-defined]
+    app.config.linkcode_resolve = link_to_file
     app.add_source_suffix(".py", "python-module")
     app.add_source_parser(ModuleParser)
     app.add_role("name", NameRole())
