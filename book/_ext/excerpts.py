@@ -276,6 +276,7 @@ def refilled(lines: list[str], width: int) -> list[str]:
         if not line.strip() or re.match(r"\s*(Args|Returns|Raises|Yields):$", line) or line.strip() == '"""':
             close()
             done.append(line)
+            section = line.strip().endswith(":")
             continue
         if (len(group) > 1 and here != indentation(group[-1])) or (group and here < indentation(group[0])):
             close()
