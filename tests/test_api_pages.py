@@ -288,7 +288,15 @@ def test_each_class_and_function_has_an_anchor_and_a_reference(file: Path, built
 def test_chapters_lead_to_the_reference_and_to_the_files(built: Path) -> None:
     html = (built / "book" / "09_lora.html").read_text(encoding="utf-8")
     assert "../course_utils/methods/lora.html#loralinear-forward" in html
-    assert "library/methods.html#course_utils.methods.lora.LoRAConfig" in html
+    html = (built / "book" / "08_adapters.html").read_text(encoding="utf-8")
+    assert "library/methods.html#course_utils.methods.adapters.HoulsbyConfig" in html
+    linked = {
+        name
+        for page in (built / "book").glob("[0-9][0-9]_*.html")
+        for name in re.findall(r'href="library/\w+\.html#([\w.]+)"', page.read_text(encoding="utf-8"))
+    }
+    methods = [name for name in linked if name.split(".")[-2][:1].isupper()]
+    assert len(linked) >= 10 and not methods
 
 
 @pytest.fixture(scope="module")

@@ -324,7 +324,8 @@ class LinkNames(SphinxPostTransform):
             if name in seen or not re.fullmatch(r"[A-Za-z]\w{3,}", name) or not isinstance(inside, nodes.paragraph):
                 continue
             full = full_name(self.env, name, "")
-            if full and full.rsplit(".", 1)[1] == name and "_" not in name[:1]:
+            # Only what stands at the top of a module: `train` in a chapter is not a method that is called so, too.
+            if full and self.env.domains["py"].objects[full].objtype in ("class", "function", "exception"):
                 seen.add(name)
                 shown.replace_self(_link_to_name(self.env.docname, name, "", shown.deepcopy()))
 
