@@ -3,11 +3,13 @@
 The address is that of the repository's GitHub Pages, so it stands in `_config.yml` once, as `repository.url`. A book
 that lives elsewhere says so there with `html: baseurl: https://...`.
 
-* Each page gets its canonical address, a description, and OpenGraph tags: what a messenger or a social network shows
-  when somebody sends the link.
+Sphinx writes canonical addresses with it, sphinxext-opengraph what a messenger shows when somebody sends a link, and
+sphinx-sitemap `sitemap.xml`. Two things are left for this file:
+
 * `404.html`: what the server shows for an address that does not exist. It appears at any depth, so its links are
-  absolute; those of all other pages stay relative.
-* `index.html` leads to the first page, as before, and now carries that page's cards too.
+  absolute; those of all other pages stay relative. (sphinx-notfound-page does not see the contents at the side: this
+  theme makes them by a function of its own.)
+* `index.html` leads to the first page, as before, and carries that page's cards too.
 """
 
 from __future__ import annotations
@@ -19,13 +21,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.errors import ConfigError
 
-CARD = "_static/card.png"  # made by `make pictures`
-CARD_TEXT = "The title of the course beside its logo"
 _LOST = """<h1>This page does not exist</h1>
 <p>The address is wrong, or the page has moved. Look for it in the contents beside this text,
 <a href="search.html">search the book</a>, or begin <a href="{first}.html">with its first page</a>.</p>"""
@@ -62,43 +61,8 @@ def set_address(app: Sphinx, config: Config) -> None:
         config.html_baseurl = pages_address(config.html_theme_options["repository_url"])
     if not config.html_baseurl.endswith("/"):
         config.html_baseurl += "/"
-
-
-def describe(doctree: nodes.document, limit: int = 200) -> str:
-    """The first sentences of a page, as plain text."""
-    parts: list[str] = []
-    for node in doctree.findall(nodes.paragraph):
-        if isinstance(node.parent, nodes.section | nodes.list_item):
-            text = " ".join(node.astext().split())
-            if ": " in text[:12]:  # "Lab: ..." is a line of links
-                continue
-            parts.append(text.rstrip(",.") + ";" if isinstance(node.parent, nodes.list_item) else text)
-        if sum(map(len, parts)) > limit:
-            break
-    text = re.sub(r";$", ".", " ".join(parts))
-    return text if len(text) <= limit else text[:limit].rsplit(" ", 1)[0].rstrip(",;:.") + " …"
-
-
-def add_card(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None) -> None:
-    """The tags of one page; generated pages, like the index, have none."""
-    if doctree is None:
-        return
-    book, address = app.config.html_title, app.config.html_baseurl
-    title = html.unescape(re.sub("<[^>]*>", "", context["title"]))
-    text = describe(doctree)
-    properties = {
-        "og:type": "website",
-        "og:site_name": book,
-        "og:title": title,
-        "og:description": text,
-        "og:url": address + app.builder.get_target_uri(page),
-        "og:image": address + CARD,
-        "og:image:alt": CARD_TEXT,
-    }
-    names = {"description": text, "twitter:card": "summary_large_image"}
-    tags = [f'<meta property="{key}" content="{html.escape(value)}">' for key, value in properties.items()]
-    tags += [f'<meta name="{key}" content="{html.escape(value)}">' for key, value in names.items()]
-    context["metatags"] = context.get("metatags", "") + "\n".join(tags) + "\n"
+    config.ogp_site_url = config.html_baseurl
+    config.ogp_site_name = config.html_title
 
 
 def lost_page(app: Sphinx) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -136,7 +100,6 @@ def finish(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect all that; the last step comes after everything else has been written."""
     app.connect("config-inited", set_address)
-    app.connect("html-page-context", add_card)
     app.connect("html-collect-pages", lost_page)
     app.connect("build-finished", finish, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
