@@ -6,6 +6,8 @@ The source of a lab is `solutions/NN_name.py` (jupytext percent format). Cells a
 * `solutions/NN_name.ipynb`, with the answers, and
 * `labs/NN_name.ipynb`, with a stub in the place of each answer; hints (`# Hint: ...`) stay.
 
+`# {{ install }}` stands for the cell that installs the course on Colab, the same in every lab.
+
 Both are executed and stored with their outputs. Cell ids come from the content, and no times are recorded, so the
 same source gives the same file. `--check` makes nothing and compares. `--sources` runs nothing: it renews texts and
 code where no output can differ, because only words, import lines or the course's address changed.
@@ -24,6 +26,7 @@ import os
 import re
 import sys
 import time
+import tomllib
 from difflib import SequenceMatcher
 from functools import cache, partial
 from pathlib import Path
@@ -55,6 +58,29 @@ STUB = "your answer goes here"
 _SECONDS = "lab_seconds"
 _COMMAND = "python -m course_utils notebooks"
 _KINDS = ("lab", "solution")
+#: It asks a fresh process, for pip may succeed and the import still fail; and the kernel may hold older modules.
+_INSTALL = """\
+# On Colab this cell installs the course. Everywhere else it does nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    import subprocess
+    from importlib.metadata import version
+
+    print("Installing the course (a minute or two) ...", flush=True)
+    course = "course-utils{{ extra }} @ git+{{ repository }}@v{{ version }}"
+    test = "import course_utils.exercises as e; from importlib.metadata import version; print(version('course-utils'))"
+    steps = [["-m", "pip", "install", "--quiet", course], ["-c", test]]
+    done = [subprocess.run([sys.executable, *step], capture_output=True, text=True) for step in steps]
+    said = "\\n".join(step.stdout + step.stderr for step in done)[-2000:]
+    if any(step.returncode for step in done) or done[1].stdout.split() != ["{{ version }}"]:
+        raise RuntimeError(
+            "The course could not be installed. Choose Runtime > Disconnect and delete runtime, and run this cell "
+            "again. If it fails again, report these lines:\\n" + said
+        )
+    if any(name in sys.modules and sys.modules[name].__version__ != version(name) for name in ("numpy", "pandas")):
+        raise RuntimeError("Nearly done: choose Runtime > Restart session, and run all cells from the top.")
+    print("The course is installed, version {{ version }}.")"""
 _METADATA: dict[str, Any] = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -409,18 +435,30 @@ def _cell_id(stem: str, content: str, seen: dict[str, int]) -> str:
 
 
 def _fill(text: str, stem: str) -> str:
-    """Put the repository's address and the measured seconds in the place of their names."""
+    """Put the cell for Colab, the repository's address and the measured seconds in the place of their names."""
+    version, extras = _project()
+    extra = f"lab{stem.partition('_')[0].lstrip('0')}"  # what one lab needs beside the others
     return (
-        text.replace("{{ repository }}", repository_address())
+        text.replace("# {{ install }}", _INSTALL)
+        .replace("{{ extra }}", f"[{extra}]" if extra in extras else "")
+        .replace("{{ version }}", version)
+        .replace("{{ repository }}", repository_address())
         .replace("{{ colab }}", f"{colab_address()}/labs/{stem}.ipynb")
         .replace("{{ seconds }}", _shown_seconds(stem))
     )
 
 
 @cache
+def _project() -> tuple[str, frozenset[str]]:
+    """The course's version and the names of its extras, from pyproject.toml."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return project["version"], frozenset(project["optional-dependencies"])
+
+
+@cache
 def repository_address() -> str:
     """The public address of the repository, from its one place in `_config.yml`."""
-    config = yaml.safe_load((ROOT / "_config.yml").read_text())
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
     return str(config["repository"]["url"]).rstrip("/")
 
 

@@ -97,12 +97,7 @@ _LAB = '''# ---
 # Read the chapter *{title}* first.
 
 # %%
-# On Colab this cell installs the course. Everywhere else it does nothing.
-import sys
-
-if "google.colab" in sys.modules:
-    # %pip install --quiet "course-utils @ git+{{{{ repository }}}}"
-    print("The course is installed.")
+# {{{{ install }}}}
 
 # %%
 from course_utils.exercises import check

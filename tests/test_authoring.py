@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import pytest
@@ -12,6 +17,8 @@ from course_utils import authoring, results
 from course_utils.authoring import AuthoringError, build, notebook_path, out_of_date, to_stub
 
 SOURCES = sorted((authoring.ROOT / "solutions").glob("[0-9][0-9]_*.py"))
+PROJECT = tomllib.loads((authoring.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+VERSION, EXTRAS = PROJECT["version"], PROJECT["optional-dependencies"]
 SOURCE = '''# %% [markdown]
 # # Lab
 #
@@ -282,7 +289,7 @@ def test_a_lab_has_what_every_lab_has() -> None:
         lab = build(source, "lab")
         first = lab.cells[0].source
         assert first.startswith("# Lab") and "**You will**" in first and "measured" in first
-        assert "google.colab" in lab.cells[1].source
+        assert "google.colab" in lab.cells[1].source and lab.cells[1].cell_type == "code"
         tags = [tag for cell in lab.cells for tag in cell.metadata.get("tags", [])]
         assert tags.count("exercise") >= 3 and tags.count("check") >= tags.count("exercise")
         text = "\n".join(cell.source for cell in lab.cells)
@@ -290,3 +297,84 @@ def test_a_lab_has_what_every_lab_has() -> None:
         if int(source.name[:2]) <= 18:  # no library that people use distils, or does a whole case
             assert re.search(r"^## The same (in|with) ", text, re.MULTILINE), "the library that people use comes last"
         assert max(seconds[source.stem].values()) <= 45
+
+
+# --- the cell that installs the course on Colab ----------------------------------------------------------------------
+
+PYTHON = """#!/bin/sh
+case "$2" in
+  pip) {pip};;
+  *) {test};;
+esac
+"""
+
+
+def install_cell(source: Path) -> str:
+    return str(build(source, "lab").cells[1].source)
+
+
+@pytest.fixture
+def on_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Run lab 21's first cell as on Colab, with a Python whose pip and whose import do what is said."""
+
+    def run(pip: str, test: str) -> None:
+        python = tmp_path / "python with spaces"
+        python.write_text(PYTHON.format(pip=pip, test=test.replace("PYTHON", shlex.quote(sys.executable))))
+        python.chmod(0o755)
+        monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+        monkeypatch.setattr(sys, "executable", str(python))
+        exec(compile(install_cell(next(one for one in SOURCES if one.name.startswith("21"))), "cell", "exec"), {})
+
+    return run
+
+
+def test_on_colab_the_cell_installs_the_version_of_the_notebook(
+    on_colab: Callable[[str, str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_colab(f'echo "$@" > {shlex.quote(str(tmp_path / "asked"))}', 'exec PYTHON "$@"')  # a real import
+    assert capsys.readouterr().out.endswith(f"The course is installed, version {VERSION}.\n")
+    asked = (tmp_path / "asked").read_text()
+    assert asked.endswith(f" course-utils[lab21] @ git+{authoring.repository_address()}@v{VERSION}\n")
+
+
+@pytest.mark.parametrize(
+    ("pip", "test", "said"),
+    [
+        # The package of an earlier try is there, and pip fails all the same.
+        ("echo ERROR: git clone did not run >&2; exit 1", f"echo {VERSION}", "git clone did not run"),
+        ("exit 0", "echo ModuleNotFoundError: course_utils >&2; exit 1", "ModuleNotFoundError: course_utils"),
+        ("exit 0", "echo 0.0.9", "0.0.9"),  # another version stayed
+    ],
+)
+def test_on_colab_a_failed_install_never_says_installed(
+    pip: str, test: str, said: str, on_colab: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RuntimeError, match=r"could not be installed\. Choose Runtime > Disconnect") as raised:
+        on_colab(pip, test)
+    assert said in str(raised.value)
+    assert "is installed" not in capsys.readouterr().out
+
+
+def test_on_colab_modules_that_were_loaded_before_are_noticed(
+    on_colab: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numpy = ModuleType("numpy")
+    monkeypatch.setattr(numpy, "__version__", "1.26.4", raising=False)
+    monkeypatch.setitem(sys.modules, "numpy", numpy)
+    with pytest.raises(RuntimeError, match="Restart session"):
+        on_colab("exit 0", f"echo {VERSION}")
+    assert "is installed" not in capsys.readouterr().out
+
+
+def test_elsewhere_the_cell_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.run", None)
+    for source in SOURCES:
+        exec(install_cell(source), {})
+
+
+def test_the_cell_is_the_same_in_every_lab_but_for_its_extra() -> None:
+    texts = {source.stem: install_cell(source) for source in SOURCES}
+    others = {text for stem, text in texts.items() if not stem.startswith("21")}
+    assert len(others) == 1 and texts["21_case_study"].replace("[lab21]", "") in others
+    assert not [source.name for source in SOURCES if re.search(r"pip install|urlretrieve", source.read_text())]
+    assert {*EXTRAS["lab21"]} <= {*EXTRAS["lab"]}  # `make` installs it for all
