@@ -43,16 +43,8 @@ from nbformat import NotebookNode
 
 from course_utils import results
 
-_HERE = Path(__file__).resolve()
 #: The repository; where only the package is installed, the folder that it lies in (`repository_root` tells them apart).
-ROOT = next(
-    (
-        above
-        for above in _HERE.parents
-        if _HERE.is_relative_to(above / "course_utils") and (above / "_toc.yml").is_file()
-    ),
-    _HERE.parents[1],
-)
+ROOT = next(above.parent for above in Path(__file__).resolve().parents if above.name == "course_utils")
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
 STUB = "your answer goes here"
 _SECONDS = "lab_seconds"
