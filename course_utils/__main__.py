@@ -9,6 +9,7 @@ from pathlib import Path
 
 #: Command → the module whose `main` it runs, and what the help says.
 COMMANDS = {
+    "my-labs": ("my_labs", "your own copies of the labs: bring them up to date, or start one over"),
     "notebooks": ("authoring", "write and run the labs and solutions"),
     "new": ("new_chapter", "start a chapter"),
     "grade": ("grading.command", "grade a class's notebooks"),
