@@ -21,7 +21,7 @@ say = @printf '\n== %s\n'
 
 # After a failed build Sphinx would believe that all pages are done, and the next build would pass.
 # So we throw its memory away, and the next build fails as well.
-build_book = $(BIN)/python -m jupyter_book build . --path-output book -W -n --keep-going $(1) \
+build_book = $(BIN)/python -c 'from jupyter_book.cli.main import main; main()' build . --path-output book -W -n --keep-going $(1) \
 	|| { rm -rf book/_build/.doctrees; echo "The book was not built: mend the warnings above." >&2; exit 1; }
 
 .DEFAULT_GOAL := help
@@ -158,7 +158,7 @@ test-device: $(VENV)/installed-test assets
 
 lab: assets
 	@$(BIN)/python -m course_utils my-labs
-	$(BIN)/python -m jupyter lab --LabApp.default_url=/lab/tree/my_labs $(ARGS)
+	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/my_labs $(ARGS)
 
 reset: $(VENV)/installed
 	@test -n "$(LAB)" || { echo "Which lab? Say for example: make reset LAB=09" >&2; exit 1; }

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
 
 from course_utils import my_labs
 from course_utils.authoring import ROOT
+from course_utils.grading import sandbox
 from course_utils.grading.collect import collect
+from course_utils.grading.command import main as grade
 from course_utils.grading.labs import read_lab, sources
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
@@ -262,3 +267,77 @@ def test_git_ignores_a_learners_labs() -> None:
     if done.returncode == 128:
         pytest.skip("this is no git checkout")
     assert done.stdout.strip() == "my_labs/09_lora.ipynb"
+
+
+def test_on_windows_the_grader_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows: its import fails
+    alone = importlib.util.spec_from_file_location("sandbox_alone", str(sandbox.__file__))
+    assert alone and alone.loader
+    module = importlib.util.module_from_spec(alone)
+    monkeypatch.setitem(sys.modules, "sandbox_alone", module)
+    alone.loader.exec_module(module)
+    assert module.resource is None
+    monkeypatch.setattr(sandbox, "resource", None)
+    assert grade([str(tmp_path), "--out", str(tmp_path / "report")]) == 1
+    assert "grade in WSL 2, in a container, or on Linux" in capsys.readouterr().err
+
+
+# --- the wheel alone, as on Colab ------------------------------------------------------------------------------------
+
+SHOW_WHERE = "import course_utils; print('from', course_utils.__file__)"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The course's wheel, built and installed outside the repository; its requirements are the environment's."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    for name in ("course_utils", "book/results"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.lock"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy2(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip"]
+    options = ["--quiet", "--no-deps", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", *options, "--no-build-isolation", "-w", str(folder), str(source)], check=True)
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", *options, "--target", str(folder / "site"), str(wheel)], check=True)
+    return folder / "site"
+
+
+def run_from_wheel(name: str, cells: int | None, site: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a lab's first cells outside the repository, and return what the kernel printed about its package."""
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    notebook = nbformat.read(ROOT / "labs" / f"{name}.ipynb", as_version=4)
+    notebook.cells = [*notebook.cells[:cells], nbformat.v4.new_code_cell(SHOW_WHERE)]
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3")
+    client.resources = {"metadata": {"path": str(folder)}}
+    client.execute()
+    return str(notebook.cells[-1].outputs[0].text)
+
+
+@pytest.mark.parametrize("name", ["05_evaluation", "21_case_study"])
+def test_labs_begin_from_the_wheel_alone(
+    name: str, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_from_wheel(name, 4, site, tmp_path, monkeypatch).startswith(f"from {site}")
+
+
+def test_a_whole_lab_runs_from_the_wheel_alone(
+    site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if not request.config.getoption("--whole"):
+        pytest.skip("it trains for a minute; add --whole")
+    assert run_from_wheel("05_evaluation", None, site, tmp_path, monkeypatch).startswith(f"from {site}")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["notebooks", "--check"], ["notebooks"], ["new", "30", "x", "Y"], ["student-copy", "copy"]]
+)
+def test_authors_commands_say_that_they_need_the_repository(arguments: list[str], site: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "course_utils", *arguments]
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "this command needs the repository" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr and not list(tmp_path.iterdir())
