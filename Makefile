@@ -1,5 +1,7 @@
 # Each target works on a fresh clone with python3, make and a package index. `make` alone lists them.
 
+# The scripts in .venv/bin hold the path of the folder in which they were made, so nothing here calls one of them.
+
 PYTHON ?= python3
 VENV   := .venv
 DEMO   := .venv-demo
@@ -21,16 +23,17 @@ say = @printf '\n== %s\n'
 
 # After a failed build Sphinx would believe that all pages are done, and the next build would pass.
 # So we throw its memory away, and the next build fails as well.
-build_book = $(BIN)/jupyter-book build . --path-output book -W -n --keep-going $(1) \
+build_book = $(BIN)/python -c 'from jupyter_book.cli.main import main; main()' build . --path-output book -W -n --keep-going $(1) \
 	|| { rm -rf book/_build/.doctrees; echo "The book was not built: mend the warnings above." >&2; exit 1; }
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help book test lab notebooks study bench grade demo doctor pictures clean
+.PHONY: help book test lab reset notebooks study bench grade demo doctor pictures clean
 
 help:
 	@echo "make book       build the book and say which file to open"
-	@echo "make lab        open the labs in JupyterLab"
+	@echo "make lab        open your own copies of the labs, my_labs, in JupyterLab"
+	@echo "make reset      start a lab over, and keep your old copy: make reset LAB=09"
 	@echo "make check      check the commonest things in three minutes: style, types, imports, fast tests"
 	@echo "make test       check everything: style, types, book, tests, notebooks; make test-times writes its times down"
 	@echo "make notebooks  write and run the notebooks again from solutions/*.py"
@@ -43,6 +46,37 @@ help:
 	@echo "make test-processors: the tests and the notebooks as on older processors, with one thread and with two (hours)"
 	@echo "make clean      remove the environment and the built book, but not the fetched model and data"
 
+# The stamp says for which folder and which Python the environment was made: after a move, or with another PYTHON that was
+# asked for by name, it is made again.
+minor = $(shell $(1) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+present := $(call minor,$(BIN)/python)
+wanted := $(if $(filter file,$(origin PYTHON)),$(present),$(call minor,$(PYTHON)))
+
+# PyTorch for processors takes 3 GB less than the one with the libraries for NVIDIA cards, which Linux gets by default. We
+# take it where there is no such card; `make GPU=1` takes the other one. Where its index cannot be reached, pip decides.
+TORCH_CPU_INDEX ?= https://download.pytorch.org/whl/cpu
+CPU_GB := 3
+GPU_GB := 7
+linux := $(filter Linux,$(shell uname -s))
+ifndef GPU
+GPU := $(if $(linux),$(if $(shell command -v nvidia-smi),1))
+endif
+slim := $(if $(filter 1,$(GPU)),,$(linux))
+need := $(if $(filter 1,$(GPU)),$(GPU_GB),$(CPU_GB))
+has_torch = $(BIN)/python -c 'import importlib.util as u, sys; sys.exit(u.find_spec("torch") is None)' 2>/dev/null
+free_gb = $$(($$(df -Pk . | awk 'NR == 2 {print $$4}') / 1000000))
+need_gb = { test $(free_gb) -ge $(1) || { echo "The packages need about $(1) GB of disk, and $(free_gb) GB are free" \
+	"here. Free some, or move the folder of the course to a bigger disk." >&2; exit 1; }; }
+get_slim_torch = $(BIN)/python -m pip install --quiet --no-deps --retries 0 --timeout 15 --index-url $(TORCH_CPU_INDEX) \
+	"$$(grep '^torch==' constraints.txt)"
+# Is it the build for processors that is there, although the other one is asked for?
+other_torch := $(if $(filter 1,$(GPU)),$(wildcard $(VENV)/lib/python*/site-packages/torch-*+cpu.dist-info))
+
+ifneq ($(shell cat $(VENV)/installed 2>/dev/null)$(other_torch),$(CURDIR), Python $(wanted))
+.PHONY: again
+$(VENV)/installed: again
+endif
+
 $(VENV)/installed: pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) was not found. Install Python 3.11 or newer," \
 		"or name another one: make PYTHON=/path/to/python3" >&2; exit 1; }
@@ -50,10 +84,14 @@ $(VENV)/installed: pyproject.toml constraints.txt
 		"$$($(PYTHON) --version 2>&1). Name a newer one: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) cannot make environments." \
 		"On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	$(say) "making the environment $(VENV) (once; the packages take about 2.5 GB of disk)"
-	@$(PYTHON) -m venv $(VENV)
+	$(say) "making the environment $(VENV) (once; the packages take about $(need) GB of disk)"
+	@$(if $(and $(present),$(filter $(wanted),$(present))),,$(PYTHON) -m venv --clear $(VENV))
+	@$(if $(other_torch),$(BIN)/python -m pip uninstall --quiet --yes torch)
+	@$(has_torch) || $(call need_gb,$(need))
+	@test -z "$(slim)" || $(has_torch) || $(get_slim_torch) || { echo "PyTorch's index for processors cannot be" \
+		"reached; taking the package that pip finds, which needs $(GPU_GB) GB."; $(call need_gb,$(GPU_GB)); }
 	@$(BIN)/python -m pip install -c constraints.txt -e ".[lab,book]"
-	@touch $@
+	@{ printf '%s, Python ' "$(CURDIR)"; $(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'; } > $@
 
 $(VENV)/installed-test: $(VENV)/installed
 	$(say) "installing what the tests need"
@@ -129,7 +167,12 @@ test-processors: $(VENV)/installed-test assets
 	@$(BIN)/python tests/processors.py $(ARGS)
 
 lab: assets
-	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/labs $(ARGS)
+	@$(BIN)/python -m course_utils my-labs
+	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/my_labs $(ARGS)
+
+reset: $(VENV)/installed
+	@test -n "$(LAB)" || { echo "Which lab? Say for example: make reset LAB=09" >&2; exit 1; }
+	@$(BIN)/python -m course_utils my-labs --reset $(LAB)
 
 notebooks: assets
 	@$(quiet) $(BIN)/python -m course_utils notebooks $(ARGS)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
+from pathlib import Path
 
 #: Command → the module whose `main` it runs, and what the help says.
 COMMANDS = {
+    "my-labs": ("my_labs", "your own copies of the labs: bring them up to date, or start one over"),
     "notebooks": ("authoring", "write and run the labs and solutions"),
     "new": ("new_chapter", "start a chapter"),
     "grade": ("grading.command", "grade a class's notebooks"),
@@ -40,6 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
     commands.add_parser("doctor", help="check this computer and say how to mend what is wrong")
     fetching = commands.add_parser("fetch", help="download and verify the model and the data")
     fetching.add_argument("names", nargs="*", metavar="NAME", help="which ones; default: all that every chapter needs")
+    fetching.add_argument(
+        "--all", action="store_true", help="everything, and unpacked: for a cache that a class shares"
+    )
+    fetching.add_argument("--pack", metavar="FOLDER", help="write them as archives for a release of the course, too")
     for command, (_, says) in COMMANDS.items():
         commands.add_parser(command, help=says, add_help=False)  # it reads its own options, --help too
     chosen, rest = parser.parse_known_args(arguments)
@@ -52,18 +58,25 @@ def main(arguments: list[str] | None = None) -> int:
 
         return doctor.main()
     if chosen.command == "fetch":
-        return _fetch(chosen.names)
+        return _fetch(chosen.names, chosen.all, chosen.pack)
     module, _ = COMMANDS[chosen.command]
     code: int = import_module(f"course_utils.{module}").main(rest)
     return code
 
 
-def _fetch(names: list[str]) -> int:
-    from course_utils.assets import ASSETS, AssetError, fetch
+def _fetch(names: list[str], everything: bool, pack_into: str | None) -> int:
+    from course_utils.assets import ASSETS, AssetError, fetch, pack
 
+    chosen = names or [name for name, asset in ASSETS.items() if everything or not asset.on_demand]
     try:
-        for name in names or [name for name, asset in ASSETS.items() if not asset.on_demand]:
+        for name in chosen:
             print(f"{name}: {fetch(name)}", flush=True)
+            if everything and ASSETS[name].on_demand:
+                from course_utils.backbones import prepare
+
+                print(f"{name}, unpacked: {prepare(name)}", flush=True)
+            if pack_into:
+                print(f"{name}, packed: {pack(name, Path(pack_into))}", flush=True)
     except AssetError as error:
         print(error, file=sys.stderr)
         return 1

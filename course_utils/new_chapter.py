@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from course_utils.authoring import AuthoringError, repository_root
+
 COMMAND = "python -m course_utils new"
 
 _PAGE = """# {title}
@@ -97,12 +98,7 @@ _LAB = '''# ---
 # Read the chapter *{title}* first.
 
 # %%
-# On Colab this cell installs the course. Everywhere else it does nothing.
-import sys
-
-if "google.colab" in sys.modules:
-    # %pip install --quiet "course-utils @ git+{{{{ repository }}}}"
-    print("The course is installed.")
+# {{{{ install }}}}
 
 # %%
 from course_utils.exercises import check
@@ -194,11 +190,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--part", help="caption of the part in _toc.yml; default: the last one that has chapters")
     options = parser.parse_args(arguments)
     try:
-        written = start(ROOT, options.number, options.name, options.title, options.part)
-    except ChapterError as error:
+        root = repository_root()
+        written = start(root, options.number, options.name, options.title, options.part)
+    except (AuthoringError, ChapterError) as error:
         print(error, file=sys.stderr)
         return 1
-    print("\n".join(f"wrote {path.relative_to(ROOT)}" for path in written))
+    print("\n".join(f"wrote {path.relative_to(root)}" for path in written))
     print(f"Next: fill them in, then run: make notebooks ARGS={options.number:02d}_{options.name} && make book")
     return 0
 

@@ -19,18 +19,7 @@
 # Read the chapter *Evaluation* first.
 
 # %%
-# On Colab this cell installs the course and fetches one result file. Everywhere else it does nothing.
-import sys
-
-if "google.colab" in sys.modules:
-    # %pip install --quiet "course-utils @ git+{{ repository }}"
-    from urllib.request import urlretrieve
-
-    from course_utils import results
-
-    results.FOLDER.mkdir(parents=True, exist_ok=True)
-    urlretrieve("{{ repository }}/raw/main/book/results/evaluation.json", results.FOLDER / "evaluation.json")
-    print("The course is installed.")
+# {{ install }}
 
 # %%
 import math

@@ -20,12 +20,7 @@
 # Read the chapter *BitFit* first.
 
 # %%
-# On Colab this cell installs the course. Everywhere else it does nothing.
-import sys
-
-if "google.colab" in sys.modules:
-    # %pip install --quiet "course-utils @ git+{{ repository }}"
-    print("The course is installed.")
+# {{ install }}
 
 # %%
 import tempfile

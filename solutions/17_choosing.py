@@ -19,12 +19,7 @@
 # Read the chapter *Choosing a method* first.
 
 # %%
-# On Colab this cell installs the course. Everywhere else it does nothing.
-import sys
-
-if "google.colab" in sys.modules:
-    # %pip install --quiet "course-utils @ git+{{ repository }}"
-    print("The course is installed.")
+# {{ install }}
 
 # %%
 import math

@@ -20,15 +20,11 @@
 # Read the chapter *Scaling out* first.
 
 # %%
-# On Colab this cell installs the course. Everywhere else it does nothing.
-import sys
-
-if "google.colab" in sys.modules:
-    # %pip install --quiet "course-utils @ git+{{ repository }}"
-    print("The course is installed.")
+# {{ install }}
 
 # %%
 import json
+import sys
 import tempfile
 from pathlib import Path
 

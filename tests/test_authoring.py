@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import nbformat
 import pytest
@@ -12,6 +17,8 @@ from course_utils import authoring, results
 from course_utils.authoring import AuthoringError, build, notebook_path, out_of_date, to_stub
 
 SOURCES = sorted((authoring.ROOT / "solutions").glob("[0-9][0-9]_*.py"))
+PROJECT = tomllib.loads((authoring.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+VERSION, EXTRAS = PROJECT["version"], PROJECT["optional-dependencies"]
 SOURCE = '''# %% [markdown]
 # # Lab
 #
@@ -121,6 +128,145 @@ def test_a_changed_source_and_a_changed_notebook_are_noticed(source: Path) -> No
     assert len(found) == 2 and "is missing" in found[0] and "differs" in found[1]
 
 
+# --- renewed without a run -------------------------------------------------------------------------------------------
+
+IMPORTS = "# %%\nfrom course_utils.old import (\n    one,\n    two,\n)\n\nprint(one)\n\n"
+
+
+@pytest.fixture
+def stored(source: Path) -> Path:
+    """A source with both of its notebooks, each code cell with a number of its own as its output."""
+    source.write_text(SOURCE.replace("# %% tags", IMPORTS + "# %% tags", 1))
+    for kind in ("lab", "solution"):
+        notebook = build(source, kind)
+        for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
+            cell.execution_count = number
+            cell.outputs = [
+                nbformat.v4.new_output("execute_result", {"text/plain": f"{number}"}, execution_count=number)
+            ]
+        nbformat.write(notebook, notebook_path(source, kind))
+    return source
+
+
+def outputs(notebook: nbformat.NotebookNode) -> list[list[str]]:
+    return [
+        [output.data["text/plain"] for output in cell.outputs] for cell in notebook.cells if cell.cell_type == "code"
+    ]
+
+
+def test_moved_modules_and_other_words_keep_every_output(stored: Path) -> None:
+    text = stored.read_text().replace("from course_utils.old import (\n    one,\n    two,\n)", "import room.new as one")
+    stored.write_text(text.replace("# About", "# Some words more.\n#\n# About"))
+    for kind in ("lab", "solution"):
+        path, notebook = authoring.renew(stored, kind)
+        assert outputs(notebook) == [[str(number)] for number in range(1, len(outputs(notebook)) + 1)]
+        assert "import room.new as one" in notebook.cells[1].source
+        authoring._store(path, notebook)
+    assert out_of_date(stored) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("print(one)", "print(two)"),  # another output
+        ('print("the same")', 'print("the same")\n\n# %%\nprint("more")'),  # a new cell has none
+        ("return y", "return y + 1"),  # in the solution alone
+    ],
+)
+def test_a_cell_with_other_code_does_not_keep_its_output(stored: Path, old: str, new: str) -> None:
+    stored.write_text(stored.read_text().replace(old, new, 1))
+    with pytest.raises(AuthoringError, match=r"1 cell\(s\) hold other code .* run python -m .*--keep-outputs"):
+        authoring.renew(stored, "solution")
+    _, kept = authoring.renew(stored, "solution", keep_outputs=True)
+    counts = [cell.execution_count for cell in kept.cells if cell.cell_type == "code"]
+    if "more" in new:  # what nobody has run stays empty, and `--check` will say so
+        assert outputs(kept) == [["1"], ["2"], ["3"], ["4"], [], ["5"]] and counts == [1, 2, 3, 4, None, 6]
+    else:
+        assert outputs(kept) == [["1"], ["2"], ["3"], ["4"], ["5"]] and counts == [1, 2, 3, 4, 5]
+
+
+def test_a_cell_that_goes_takes_its_output_with_it(stored: Path) -> None:
+    stored.write_text(stored.read_text().replace(IMPORTS, ""))
+    _, notebook = authoring.renew(stored, "lab")
+    assert outputs(notebook) == [["2"], ["3"], ["4"], ["5"]]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in code] == [1, 2, 3, 4]
+    assert [output.execution_count for cell in code for output in cell.outputs] == [1, 2, 3, 4]
+
+
+def test_there_must_be_outputs_to_keep(source: Path) -> None:
+    with pytest.raises(AuthoringError, match=r"labs/98_example\.ipynb is missing; run: python -m"):
+        authoring.renew(source, "lab")
+
+
+def test_the_command_renews_all_notebooks_or_none(
+    stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(authoring, "ROOT", stored.parents[1])
+    assert authoring.main(["--sources"]) == 0
+    assert capsys.readouterr().out == "0 of 2 notebooks renewed; none was run\n"
+    stored.write_text(stored.read_text().replace("# About", "# Nearly").replace("return y", "return y + 1"))
+    before = notebook_path(stored, "lab").read_bytes()
+    assert authoring.main(["--sources"]) == 1
+    assert notebook_path(stored, "lab").read_bytes() == before  # its words alone could have been renewed
+    assert authoring.main(["--sources", "--keep-outputs"]) == 0
+    assert capsys.readouterr().out == "2 of 2 notebooks renewed; none was run\n"
+    assert authoring.main(["--check"]) == 0
+
+
+# --- somebody's work -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "cell", "text"),
+    [
+        ("lab", 2, "def double(x):\n    return x + x"),
+        ("lab", 4, 'print("the same")  # what does it print?'),
+        ("solution", 0, "# My notes"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [[], ["--sources"]])
+def test_work_in_a_notebook_is_not_overwritten(
+    kind: str,
+    cell: int,
+    text: str,
+    arguments: list[str],
+    stored: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(authoring, "ROOT", stored.parents[1])
+    stored.write_text(stored.read_text().replace("About {{ seconds }} s", "A lab"))
+    for each in ("lab", "solution"):
+        authoring._store(*authoring.renew(stored, each))
+        assert authoring.changed_by_hand(stored, each) == []
+    path = notebook_path(stored, kind)
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells[cell].source = text
+    nbformat.write(notebook, path)
+    before = path.read_bytes()
+    assert authoring.main(arguments) == 1
+    assert path.read_bytes() == before
+    said = capsys.readouterr().err
+    assert f"was changed by hand (cell {cell + 1})" in said and "--discard-changes" in said
+
+
+def test_an_answer_is_noticed_although_its_exercise_has_changed_since(stored: Path) -> None:
+    path = notebook_path(stored, "lab")
+    path.write_text(path.read_text().replace("    # Hint: multiply.\\n", "").replace(authoring.STUB, "no, 2 * x"))
+    stored.write_text(stored.read_text().replace("Twice x.", "Two times x.").replace("first + 1", "first + 2"))
+    assert authoring.changed_by_hand(stored, "lab") == [3, 4]
+
+
+def test_without_the_repository_the_author_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(authoring, "ROOT", tmp_path)  # as in site-packages
+    for arguments in (["--check"], ["--sources"], []):
+        assert authoring.main(arguments) == 1
+        assert "this command needs the repository" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("folder", ["labs", "solutions"])
 def test_stored_notebooks_are_whole(folder: str) -> None:
     """Outputs stored, no errors, no recorded times, every picture described."""
@@ -143,7 +289,7 @@ def test_a_lab_has_what_every_lab_has() -> None:
         lab = build(source, "lab")
         first = lab.cells[0].source
         assert first.startswith("# Lab") and "**You will**" in first and "measured" in first
-        assert "google.colab" in lab.cells[1].source
+        assert "google.colab" in lab.cells[1].source and lab.cells[1].cell_type == "code"
         tags = [tag for cell in lab.cells for tag in cell.metadata.get("tags", [])]
         assert tags.count("exercise") >= 3 and tags.count("check") >= tags.count("exercise")
         text = "\n".join(cell.source for cell in lab.cells)
@@ -151,3 +297,84 @@ def test_a_lab_has_what_every_lab_has() -> None:
         if int(source.name[:2]) <= 18:  # no library that people use distils, or does a whole case
             assert re.search(r"^## The same (in|with) ", text, re.MULTILINE), "the library that people use comes last"
         assert max(seconds[source.stem].values()) <= 45
+
+
+# --- the cell that installs the course on Colab ----------------------------------------------------------------------
+
+PYTHON = """#!/bin/sh
+case "$2" in
+  pip) {pip};;
+  *) {test};;
+esac
+"""
+
+
+def install_cell(source: Path) -> str:
+    return str(build(source, "lab").cells[1].source)
+
+
+@pytest.fixture
+def on_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Run lab 21's first cell as on Colab, with a Python whose pip and whose import do what is said."""
+
+    def run(pip: str, test: str) -> None:
+        python = tmp_path / "python with spaces"
+        python.write_text(PYTHON.format(pip=pip, test=test.replace("PYTHON", shlex.quote(sys.executable))))
+        python.chmod(0o755)
+        monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+        monkeypatch.setattr(sys, "executable", str(python))
+        exec(compile(install_cell(next(one for one in SOURCES if one.name.startswith("21"))), "cell", "exec"), {})
+
+    return run
+
+
+def test_on_colab_the_cell_installs_the_version_of_the_notebook(
+    on_colab: Callable[[str, str], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    on_colab(f'echo "$@" > {shlex.quote(str(tmp_path / "asked"))}', 'exec PYTHON "$@"')  # a real import
+    assert capsys.readouterr().out.endswith(f"The course is installed, version {VERSION}.\n")
+    asked = (tmp_path / "asked").read_text()
+    assert asked.endswith(f" course-utils[lab21] @ git+{authoring.repository_address()}@v{VERSION}\n")
+
+
+@pytest.mark.parametrize(
+    ("pip", "test", "said"),
+    [
+        # The package of an earlier try is there, and pip fails all the same.
+        ("echo ERROR: git clone did not run >&2; exit 1", f"echo {VERSION}", "git clone did not run"),
+        ("exit 0", "echo ModuleNotFoundError: course_utils >&2; exit 1", "ModuleNotFoundError: course_utils"),
+        ("exit 0", "echo 0.0.9", "0.0.9"),  # another version stayed
+    ],
+)
+def test_on_colab_a_failed_install_never_says_installed(
+    pip: str, test: str, said: str, on_colab: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RuntimeError, match=r"could not be installed\. Choose Runtime > Disconnect") as raised:
+        on_colab(pip, test)
+    assert said in str(raised.value)
+    assert "is installed" not in capsys.readouterr().out
+
+
+def test_on_colab_modules_that_were_loaded_before_are_noticed(
+    on_colab: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numpy = ModuleType("numpy")
+    monkeypatch.setattr(numpy, "__version__", "1.26.4", raising=False)
+    monkeypatch.setitem(sys.modules, "numpy", numpy)
+    with pytest.raises(RuntimeError, match="Restart session"):
+        on_colab("exit 0", f"echo {VERSION}")
+    assert "is installed" not in capsys.readouterr().out
+
+
+def test_elsewhere_the_cell_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("subprocess.run", None)
+    for source in SOURCES:
+        exec(install_cell(source), {})
+
+
+def test_the_cell_is_the_same_in_every_lab_but_for_its_extra() -> None:
+    texts = {source.stem: install_cell(source) for source in SOURCES}
+    others = {text for stem, text in texts.items() if not stem.startswith("21")}
+    assert len(others) == 1 and texts["21_case_study"].replace("[lab21]", "") in others
+    assert not [source.name for source in SOURCES if re.search(r"pip install|urlretrieve", source.read_text())]
+    assert {*EXTRAS["lab21"]} <= {*EXTRAS["lab"]}  # `make` installs it for all

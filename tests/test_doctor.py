@@ -18,7 +18,7 @@ from course_utils import __main__ as command_line
 from course_utils import doctor
 
 ROOT = Path(__file__).parent.parent
-NAMES = ["Python", "torch", "device", "memory", "disk", "packages", "model", "data"]
+NAMES = ["Python", "torch", "device", "memory", "disk", "packages", "install", "model", "data"]
 
 
 def lines_of(output: str) -> dict[str, tuple[str, str, str]]:
@@ -89,7 +89,7 @@ def test_no_model_and_no_data(
     output = capsys.readouterr().out
     found = lines_of(output)
     assert {name for name, (state, _, _) in found.items() if state == "FAIL"} == {"model", "data"}
-    assert "2 of 8 checks failed." in output
+    assert "2 of 9 checks failed." in output
     assert not (tmp_path / "cache").exists()  # a doctor downloads and writes nothing
     # The command it prints is the one that mends it.
     assert found["model"][2] == f"{sys.executable} -m course_utils fetch minilm"
@@ -166,6 +166,7 @@ def test_a_broken_transformers(tmp_path: Path) -> None:
     ("floor", "check", "remedy"),
     [
         ("DISK_GB", "disk", "export COURSE_CACHE=FOLDER_ON_A_BIGGER_DISK"),
+        ("ENVIRONMENT_GB", "disk", "delete what you do not need, or clone the course on a bigger disk"),
         ("MEMORY_GB", "memory", "close other programs and notebooks"),
     ],
 )
@@ -176,6 +177,33 @@ def test_too_little_room(floor: str, check: str, remedy: str, monkeypatch: pytes
     assert not finding.ok
     assert "1e+06 GB" in finding.found
     assert finding.remedy.startswith(remedy)
+
+
+@pytest.mark.parametrize("where", ["nowhere", "elsewhere"])
+def test_a_folder_that_was_moved(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line finds the package in its folder; a notebook runs in another one, and would not."""
+    shell = tmp_path / "site" / "course_utils"
+    shell.mkdir(parents=True)
+    (shell / "__init__.py").write_text("" if where == "elsewhere" else "raise ImportError('no such path')")
+    monkeypatch.setenv("PYTHONPATH", str(shell.parent))
+    finding = doctor.check_install()
+    assert not finding.ok
+    assert {"nowhere": "moved or renamed", "elsewhere": f"the one in {shell.parent}"}[where] in finding.found
+    assert finding.remedy.startswith(f"make   (in {ROOT}; without make: ")
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    from course_utils import assets
+
+    def nobody(*_: object, **__: object) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("COURSE_CACHE", raising=False)
+    monkeypatch.setattr(assets, "user_cache_path", nobody)
+    for check in ("disk", "model", "data"):
+        finding = doctor.CHECKS[check]()
+        assert not finding.ok and finding.remedy == "export COURSE_CACHE=FOLDER"
+        assert "Could not determine home directory" in finding.found
 
 
 def test_too_old_a_python(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,8 +44,9 @@ def tracked() -> list[Path]:
 def test_conda_asks_for_the_same_as_pip() -> None:
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     *conda, pip = environment["dependencies"]
-    assert conda == [f"python{PROJECT['requires-python']}", "pip"]
-    assert pip == {"pip": [*REQUIREMENTS, "--editable ."]}
+    assert conda == [f"python{PROJECT['requires-python']},<3.15", "pip"]  # 3.15 has no wheels of the pinned versions
+    learners = [*PROJECT["dependencies"], *EXTRAS["lab"], *EXTRAS["book"]]  # nobody who learns needs a browser's driver
+    assert pip == {"pip": ["--constraint constraints.txt", *learners, "--editable ."]}
 
 
 @pytest.mark.parametrize("line", REQUIREMENTS)
@@ -98,7 +99,7 @@ def test_relative_links_exist(name: str) -> None:
 
 def test_the_readme_names_the_version_of_torch_that_is_pinned() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert re.findall(r'"torch==([^"]+)"', text) == [pins()["torch"]]
+    assert set(re.findall(r"torch==([\d.]+)", text)) <= {pins()["torch"]}
 
 
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
@@ -258,9 +259,11 @@ def test_a_failed_book_fails_again(tmp_path: Path) -> None:
     (tmp_path / "_config.yml").write_text("title: A book\nonly_build_toc_files: true\nexclude_patterns: ['.*']\n")
     scripts = tmp_path / ".venv" / "bin"
     scripts.mkdir(parents=True)
-    (scripts / "jupyter-book").symlink_to(Path(sys.executable).with_name("jupyter-book"))
-    (scripts / "python").symlink_to(shutil.which("true") or "/bin/true")  # fetching is not the question here
-    (tmp_path / ".venv" / "installed").touch()
+    python = scripts / "python"  # fetching is not the question here
+    build = f"*jupyter_book*) exec '{sys.executable}' \"$@\";;"
+    python.write_text(f'#!/bin/sh\ncase "$*" in {build} *version_info*) echo 3.12;; esac\n')
+    python.chmod(0o755)
+    (tmp_path / ".venv" / "installed").write_text(f"{tmp_path}, Python 3.12\n")
     first, second = make(tmp_path, "book"), make(tmp_path, "book")
     assert "unknown document" in first.stderr
     assert first.returncode != 0 and second.returncode != 0

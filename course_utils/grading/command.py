@@ -18,7 +18,7 @@ from course_utils.grading import pages, records, reports
 from course_utils.grading.collect import Class, Submission, collect
 from course_utils.grading.labs import Lab, LabError, read_lab, sources
 from course_utils.grading.pool import Pool, ServerError
-from course_utils.grading.sandbox import Limits
+from course_utils.grading.sandbox import Limits, NoSandbox, require_limits
 
 
 class GradingError(RuntimeError):
@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--unprotected", action="store_true", help="go on where the system cannot confine a process")
     options = parser.parse_args(arguments)
     try:
+        require_limits()
         limits = Limits(options.seconds, options.megabytes)
         if options.workers < 1:
             raise ValueError(f"--workers must be 1 or more, got {options.workers}")
@@ -52,7 +53,7 @@ def main(arguments: list[str]) -> int:
             limits=limits,
             unprotected=options.unprotected,
         )
-    except (GradingError, LabError, ServerError, OSError, ValueError) as error:
+    except (GradingError, LabError, NoSandbox, ServerError, OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
     failed = [record for record in graded if record.status == "not graded"]

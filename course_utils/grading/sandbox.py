@@ -15,7 +15,6 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import resource
 import struct
 import sys
 from collections.abc import Callable
@@ -24,6 +23,11 @@ from pathlib import Path
 
 from course_utils.assets import CACHE_VARIABLE, cache_folder
 from course_utils.grading.system_calls import DENIED, MACHINES, THREAD, clone_numbers
+
+try:
+    import resource
+except ImportError:  # Windows: `require_limits` says so
+    resource = None  # type: ignore[assignment]
 
 _LANDLOCK_CREATE, _LANDLOCK_ADD, _LANDLOCK_RESTRICT = 444, 445, 446
 _READ = 0b1101  # execute, read a file, read a folder
@@ -55,6 +59,16 @@ class NoSandbox(RuntimeError):  # noqa: N818 (it says what is missing)
     """This system cannot confine a process; the message says what is missing."""
 
 
+def require_limits() -> None:
+    """Make sure that this system can limit a process at all.
+
+    Raises:
+        NoSandbox: it is Windows.
+    """
+    if resource is None:
+        raise NoSandbox("Windows cannot limit what a process uses: grade in WSL 2, in a container, or on Linux")
+
+
 def enter(home: Path, limits: Limits, protected: bool = True) -> None:
     """Confine this process for good: it keeps a temporary home, the limits, and reading what Python needs.
 
@@ -84,6 +98,7 @@ def enter(home: Path, limits: Limits, protected: bool = True) -> None:
 
 def set_limits(limits: Limits) -> None:
     """Memory, processor seconds, file size, no core file."""
+    require_limits()
     seconds = int(limits.seconds) + 1
     wanted = {
         resource.RLIMIT_CPU: _used_seconds() + seconds,
