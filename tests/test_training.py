@@ -18,7 +18,6 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from course_utils import training
 from course_utils.backbones import load_classifier
 from course_utils.data import LengthBucketedSampler, load_sentiment, make_loader
 from course_utils.methods import (
@@ -37,6 +36,7 @@ from course_utils.training import (
     evaluate,
     fit,
     learning_rates,
+    parameter_groups,
     predict,
 )
 
@@ -166,7 +166,7 @@ def test_decay_pulls_at_matrices_and_not_at_vectors(method: MethodConfig, decays
     """The factors of (IA)³ rest at one, and are stored as one row or one column."""
     model = inject(tiny_model(), method)
     trained = {name: p for name, p in trainable_parameters(model).items() if "classifier" not in name}
-    groups = training._groups(trained, method, TrainingConfig(learning_rate=1e-3))
+    groups = parameter_groups(trained, method, TrainingConfig(learning_rate=1e-3))
     assert [group["weight_decay"] for group in groups] == [0.01 if decays else 0.0]
 
 

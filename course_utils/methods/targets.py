@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from course_utils.methods.errors import MethodError, TargetError
@@ -75,7 +75,7 @@ def find_targets(model: nn.Module, targets: Targets | None, head: tuple[str, ...
             raise TargetError(f"no default targets for a model of type {model_type!r}. {_existing(linear)}")
         targets = QUERY_AND_VALUE[model_type]
     if targets == "all-linear":
-        output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+        output = model.get_output_embeddings() if isinstance(model, transformers.PreTrainedModel) else None
         return {name: module for name, module in linear.items() if module is not output}
     if isinstance(targets, str):
         try:
