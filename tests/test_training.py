@@ -15,7 +15,14 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    get_constant_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from course_utils.backbones import load_classifier
@@ -224,6 +231,24 @@ def test_the_rates_of_a_run_are_known_before() -> None:
         history, _ = run(learning_rate=1e-3, warmup=0.25, schedule=schedule)
         assert learning_rates(config, 12) == [row["learning_rate"] for row in history.steps]
         assert learning_rates(config, 12)[0] == 0  # the first step of a warm-up changes nothing
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+@pytest.mark.parametrize(("total", "warmup"), [(1, 0.0), (7, 0.33), (12, 0.25), (37, 0.1), (100, 0.99)])
+def test_the_schedules_are_those_of_transformers(schedule: str, total: int, warmup: float) -> None:
+    config = TrainingConfig(learning_rate=3e-4, schedule=schedule, warmup=warmup)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-4)
+    steps = int(warmup * total)
+    if schedule == "linear":
+        theirs = get_linear_schedule_with_warmup(optimizer, steps, total)
+    else:
+        theirs = get_constant_schedule_with_warmup(optimizer, steps)
+    expected = []
+    for _ in range(total):
+        expected.append(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+    assert learning_rates(config, total) == expected  # number for number
 
 
 # --- several batches a step ------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
-from torch import nn
 import transformers
+from torch import nn
 
 from course_utils.distillation.losses import DistillationError
 
