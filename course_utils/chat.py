@@ -136,6 +136,7 @@ def write_answers(
     """
     if max_new_tokens < 1 or batch_size < 1:
         raise ChatError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
+    precision.warn_if_emulated(model)
     device, training, answers = next(model.parameters()).device, model.training, list[str]()
     model.eval()
     for start in range(0, len(conversations), batch_size):

@@ -257,7 +257,8 @@ for title, method in methods.items():
 # %% [markdown]
 # ## Training
 #
-# LoRA, 12 steps of 4 tweets, few enough for a laptop. `train_on_chats` calls the `Trainer` of transformers; look into it, it is short.
+# LoRA, 12 steps of 4 tweets, few enough for a laptop. `train_on_chats` calls the `Trainer` of transformers; look into
+# it, it is short.
 
 # %% tags=["nbval-ignore-output"]
 inject(model, methods["LoRA, query and value"])
