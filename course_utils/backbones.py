@@ -7,7 +7,7 @@ import shutil
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -20,7 +20,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
-    PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
@@ -28,6 +27,9 @@ from transformers.utils import logging as transformers_logging
 
 from course_utils.assets import ASSETS, AssetError, fetch
 from course_utils.data import LABELS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # at run time it costs a second, which loading a model pays soon enough
 
 DEFAULT_BACKBONE = "minilm"
 DEFAULT_LANGUAGE_MODEL = "smollm2"

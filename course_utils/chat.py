@@ -17,14 +17,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerBase, PrinterCallback, Trainer, TrainingArguments
+from transformers import PreTrainedTokenizerBase
 
 from course_utils.data import LengthBucketedSampler
 from course_utils.methods import trainable_parameters
+from course_utils.training import precision
+from course_utils.training.config import PRECISIONS
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 IGNORE = -100  # what cross-entropy in PyTorch leaves out by default
 
@@ -131,6 +136,7 @@ def write_answers(
     """
     if max_new_tokens < 1 or batch_size < 1:
         raise ChatError(f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}")
+    precision.warn_if_emulated(model)
     device, training, answers = next(model.parameters()).device, model.training, list[str]()
     model.eval()
     for start in range(0, len(conversations), batch_size):
@@ -168,24 +174,28 @@ class ChatTraining:
         steps: of the optimiser.
         batch_size: rows a step.
         seed: of the order of the rows and of dropout.
+        precision: "fp32", "bf16" for autocast, or "auto" for the faster of the two here, see `training.precision`.
     """
 
     learning_rate: float = 1e-3
     steps: int = 64
     batch_size: int = 8
     seed: int = 0
+    precision: str = "auto"
 
     def __post_init__(self) -> None:
         if not self.learning_rate > 0:
             raise ChatError(f"learning_rate must be above 0, got {self.learning_rate!r}")
         if self.steps < 1 or self.batch_size < 1:
             raise ChatError(f"steps and batch_size must be at least 1, got {self.steps} and {self.batch_size}")
+        if self.precision not in PRECISIONS:
+            raise ChatError(f"precision is one of {', '.join(PRECISIONS)}, got {self.precision!r}")
 
 
 def train_on_chats(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, rows: Sequence[Row], config: ChatTraining | None = None
 ) -> list[float]:
-    """Train what is trainable in `model` with transformers' `Trainer`, in bf16 autocast, on a GPU if there is one.
+    """Train what is trainable in `model` with transformers' `Trainer`, on a GPU if there is one.
 
     Our own `fit` is for classifiers: it chooses the best epoch by their scores.
 
@@ -201,38 +211,54 @@ def train_on_chats(
     Raises:
         ChatError: nothing is trainable, or there are no rows.
     """
+    from transformers import PrinterCallback, Trainer  # at the top they would make each import of chat slow
+
     config = config or ChatTraining()
     if not rows:
         raise ChatError("there are no rows to train on")
     if not trainable_parameters(model):
         raise ChatError("no parameter is trainable; inject a method first, for example inject(model, LoRAConfig())")
     with TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder,
-            per_device_train_batch_size=config.batch_size,
-            max_steps=config.steps,
-            learning_rate=config.learning_rate,
-            warmup_steps=config.steps // 10,
-            bf16=True,
-            use_cpu=not torch.cuda.is_available(),
-            train_sampling_strategy="sequential",  # the order is made below
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            seed=config.seed,
-        )
-        # Texts of about the same length share a batch. Trainer's own way to do so begins with the longest ones.
-        sampler = LengthBucketedSampler([len(row["input_ids"]) for row in rows], config.batch_size, seed=config.seed)
-        ordered: Any = [rows[index] for batch in sampler for index in batch]
         padding = _padding(tokenizer)
         trainer = Trainer(
-            cast(Any, model), arguments, train_dataset=ordered, data_collator=lambda batch: pad_left(batch, padding)
+            cast(Any, model),
+            _arguments(config, folder, model),
+            train_dataset=_by_length(rows, config),
+            data_collator=lambda batch: pad_left(batch, padding),
         )
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return [float(row["loss"]) for row in trainer.state.log_history if "loss" in row]
+
+
+def _arguments(config: ChatTraining, folder: str, model: nn.Module) -> TrainingArguments:
+    from transformers import TrainingArguments
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        precision.warn_if_emulated(model)
+    return TrainingArguments(
+        folder,
+        per_device_train_batch_size=config.batch_size,
+        max_steps=config.steps,
+        learning_rate=config.learning_rate,
+        warmup_steps=config.steps // 10,
+        bf16=precision.choose(config.precision, device) == "bf16",
+        use_cpu=device == "cpu",
+        train_sampling_strategy="sequential",  # the order is made by `_by_length`
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        seed=config.seed,
+    )
+
+
+def _by_length(rows: Sequence[Row], config: ChatTraining) -> Any:
+    """Texts of about the same length share a batch. Trainer's own way to do so begins with the longest ones."""
+    sampler = LengthBucketedSampler([len(row["input_ids"]) for row in rows], config.batch_size, seed=config.seed)
+    return [rows[index] for batch in sampler for index in batch]
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student
-from scipy.stats import ttest_rel
 
 from course_utils.metrics import MetricError, mean_and_spread
 
@@ -59,6 +57,8 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
         values: such as the accuracies of several seeds; at least two.
         confidence: share of such intervals that hold the true mean.
     """
+    from scipy.stats import t as student
+
     if len(values) < 2:
         raise MetricError(f"one value has no spread: an interval needs at least two seeds, got {len(values)}")
     if not 0 < confidence < 1:
@@ -92,6 +92,8 @@ def paired_difference(first: Sequence[float], second: Sequence[float]) -> Paired
     Args:
         first, second: one accuracy for each seed, the seeds in the same order.
     """
+    from scipy.stats import ttest_rel
+
     if len(first) != len(second):
         raise MetricError(f"a pair needs the same seeds on both sides, got {len(first)} and {len(second)} values")
     differences = [a - b for a, b in zip(first, second, strict=True)]

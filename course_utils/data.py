@@ -20,9 +20,6 @@ import numpy as np
 import pandas as pd
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Sequence, Value
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
-from sklearn.feature_extraction.text import CountVectorizer
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
@@ -172,6 +169,10 @@ def near_duplicate_groups(texts: list[str], similarity: float = 0.7) -> np.ndarr
     """
     if not 0 < similarity <= 1:
         raise DataError(f"similarity is a share above 0 and at most 1, got {similarity}")
+    from scipy.sparse import coo_matrix  # here, because loading texts needs neither of the two
+    from scipy.sparse.csgraph import connected_components
+    from sklearn.feature_extraction.text import CountVectorizer
+
     trigrams = CountVectorizer(analyzer="char_wb", ngram_range=(3, 3), binary=True, dtype=np.int32)
     grams = trigrams.fit_transform(texts)
     sizes = np.asarray(grams.sum(axis=1)).ravel()

@@ -95,7 +95,10 @@ def check_device() -> Finding:
         return Finding(True, f"CUDA: {torch.cuda.get_device_name(0)}, {memory:.0f} GB")
     if torch.backends.mps.is_available():
         return Finding(True, "MPS: the GPU of an Apple chip")
-    return Finding(True, f"CPU with {os.cpu_count()} cores (enough: the labs are made for it)")
+    from course_utils.training.precision import bf16_factor, describe
+
+    speed = f"{describe(bf16_factor())}, measured"
+    return Finding(True, f"CPU with {os.cpu_count()} cores (enough: the labs are made for it); {speed}")
 
 
 def check_memory() -> Finding:

@@ -112,119 +112,171 @@ def check_invariants(
     Raises:
         ValueError: two models of `make_model` differ, so nothing could be compared.
     """
-    first, second = make_model(), make_model()
-    if not torch.equal(_logits(first, batch), _logits(second, batch)):
+    if not torch.equal(_logits(make_model(), batch), _logits(make_model(), batch)):
         raise ValueError("make_model gives other weights each time; set the seed inside it")
+    try:
+        trial = _trial(make_model, config, batch, train or _train, save, load)
+    except _InjectError as error:
+        cause = error.__cause__
+        return Report((Property("inject", False, f"{type(cause).__name__}: {cause}"),))
+    checks: dict[str, Callable[[], str]] = {
+        "identity at initialisation": trial.starts_as_identity,
+        "only the intended parameters get gradients": trial.gradients_where_intended,
+        "frozen weights stay": trial.frozen_unchanged,
+        "trained weights change": trial.trained_changed,
+        "merged equals unmerged": trial.merge_is_equal,
+        "save and load": trial.round_trip,
+        "an incomplete checkpoint is refused": trial.incomplete_refused,
+        "evaluation is repeatable": trial.evaluation_repeatable,
+        "new weights in full precision": trial.full_precision,
+    }
+    if not identity:
+        del checks["identity at initialisation"]
+    if expected_parameters is not None:
+        checks["parameter count"] = lambda: trial.parameter_count(expected_parameters)
+    return Report(tuple(_run(name, check) for name, check in checks.items()))
 
-    def starts_as_identity() -> str:
-        # In fp64 rounding can neither hide nor feign a difference.
-        _same(_logits(inject(make_model().double(), config), batch), _logits(second.double(), batch), TOLERANCE)
-        return "right after inject the model computes what it did before"
 
+class _InjectError(Exception):
+    """The method does not get into the model; the cause says why."""
+
+
+def _trial(
+    make_model: Callable[[], nn.Module],
+    config: MethodConfig,
+    batch: Batch,
+    train: Callable[[nn.Module, Batch], object],
+    save: Callable[[nn.Module, Path], object],
+    load: Callable[[nn.Module, Path], object],
+) -> _Trial:
+    """Put the method into a model and train it, and keep what there was before."""
     tuned = make_model()
     pretrained = dict(tuned.named_parameters())
     head = {p for name in find_head(tuned, config.head) for p in tuned.get_submodule(name).parameters()}
     try:
         inject(tuned, config)
     except Exception as error:
-        return Report((Property("inject", False, f"{type(error).__name__}: {error}"),))
+        raise _InjectError from error
     trained = trainable_parameters(tuned)
     # A method that adds weights leaves the pretrained ones alone; one that adds none chooses among them.
     adds = not {id(p) for p in tuned.parameters()} <= {id(p) for p in pretrained.values()}
     frozen = {n: p for n, p in pretrained.items() if p not in head and (adds or not p.requires_grad)}
     before = {name: p.detach().clone() for name, p in (frozen | trained).items()}
-    (train or _train)(tuned, batch)
+    train(tuned, batch)
     gradients = _gradients(tuned, batch)
+    return _Trial(make_model, config, batch, save, load, tuned, pretrained, trained, frozen, before, gradients)
 
-    def gradients_where_intended() -> str:
-        _none("pretrained weights are trained too", [n for n, p in frozen.items() if p.requires_grad])
-        _none("frozen weights got a gradient", [n for n, p in frozen.items() if p.grad is not None])
-        _none("the loss does not depend on these trainable weights", [n for n, g in gradients.items() if g is None])
-        own = {id(p) for p in pretrained.values()}
-        new = [n for n, p in tuned.named_parameters() if id(p) not in own]
-        if new and not set(new) & set(trained):
+
+@dataclass
+class _Trial:
+    """A trained model and what was known of it before: each method checks one property, and says what it saw.
+
+    Args:
+        make_model, config, batch, save, load: as `check_invariants` was given them.
+        tuned: the model with the method, trained.
+        pretrained: name → parameter of the model before the method came.
+        trained, frozen: name → parameter of what is to be trained, and of what is not.
+        before: their values before training.
+        gradients: length of each trained parameter's gradient, None where it has none.
+    """
+
+    make_model: Callable[[], nn.Module]
+    config: MethodConfig
+    batch: Batch
+    save: Callable[[nn.Module, Path], object]
+    load: Callable[[nn.Module, Path], object]
+    tuned: nn.Module
+    pretrained: dict[str, nn.Parameter]
+    trained: dict[str, nn.Parameter]
+    frozen: dict[str, nn.Parameter]
+    before: dict[str, torch.Tensor]
+    gradients: dict[str, float | None]
+
+    def starts_as_identity(self) -> str:
+        # In fp64 rounding can neither hide nor feign a difference.
+        with_method = inject(self.make_model().double(), self.config)
+        _same(_logits(with_method, self.batch), _logits(self.make_model().double(), self.batch), TOLERANCE)
+        return "right after inject the model computes what it did before"
+
+    def gradients_where_intended(self) -> str:
+        silent = [n for n, g in self.gradients.items() if g is None]
+        _none("pretrained weights are trained too", [n for n, p in self.frozen.items() if p.requires_grad])
+        _none("frozen weights got a gradient", [n for n, p in self.frozen.items() if p.grad is not None])
+        _none("the loss does not depend on these trainable weights", silent)
+        own = {id(p) for p in self.pretrained.values()}
+        new = [n for n, p in self.tuned.named_parameters() if id(p) not in own]
+        if new and not set(new) & set(self.trained):
             _none("the method's own weights are frozen too", new)
-        return f"{len(trained)} tensors are trained, each gets a gradient, and no other does"
+        return f"{len(self.trained)} tensors are trained, each gets a gradient, and no other does"
 
-    def frozen_unchanged() -> str:
-        _none("pretrained weights changed while training", [n for n, p in frozen.items() if _differ(p, before[n])])
+    def frozen_unchanged(self) -> str:
+        changed = [n for n, p in self.frozen.items() if _differ(p, self.before[n])]
+        _none("pretrained weights changed while training", changed)
         return "training left every frozen weight as it was, bit for bit"
 
-    def trained_changed() -> str:
+    def trained_changed(self) -> str:
         # A vector may rightly have no gradient: the key's bias does not change what attention looks at.
-        still = [n for n, p in trained.items() if not _differ(p, before[n]) and (p.ndim > 1 or gradients[n])]
-        _none("training never moved these", still)
+        still = [n for n, p in self.trained.items() if not _differ(p, self.before[n])]
+        _none("training never moved these", [n for n in still if self.trained[n].ndim > 1 or self.gradients[n]])
         return "training moved all that is trainable"
 
-    def merge_is_equal() -> str:
-        wide = inject(make_model(), config).double()
-        _copy(tuned, wide)
-        unmerged = _logits(wide, batch)
+    def merge_is_equal(self) -> str:
+        wide = inject(self.make_model(), self.config).double()
+        _copy(self.tuned, wide)
+        unmerged = _logits(wide, self.batch)
         try:
             merge(wide)
         except MethodError as refusal:
             return f"the method says that it cannot be merged ({refusal})"
-        _none("the merge left or lost parameters", sorted(set(dict(wide.named_parameters())) ^ set(pretrained)))
-        _same(_logits(wide, batch), unmerged, TOLERANCE)
+        _none("the merge left or lost parameters", sorted(set(dict(wide.named_parameters())) ^ set(self.pretrained)))
+        _same(_logits(wide, self.batch), unmerged, TOLERANCE)
         return "the merged model computes the same, with the base model's own parameters"
 
-    def round_trip() -> str:
+    def round_trip(self) -> str:
         with TemporaryDirectory() as folder:
-            save(tuned, Path(folder))
-            load(restored := make_model(), Path(folder))
+            self.save(self.tuned, Path(folder))
+            self.load(restored := self.make_model(), Path(folder))
         saved = dict(restored.named_parameters())
+        new = {n: p for n, p in self.trained.items() if n not in self.pretrained}
         # Some save an equal method in a plainer form: a prefix without its network, PiSSA as LoRA of twice the rank.
-        if any(n not in pretrained and (n not in saved or saved[n].shape != p.shape) for n, p in trained.items()):
-            _same(_logits(restored, batch), _logits(tuned, batch), 10 * TOLERANCE)
+        if any(n not in saved or saved[n].shape != p.shape for n, p in new.items()):
+            _same(_logits(restored, self.batch), _logits(self.tuned, self.batch), 10 * TOLERANCE)
             return "a model that is loaded from the saved, plainer form computes the same"
-        _none("these did not come back", [n for n, p in trained.items() if _differ(p, saved[n])])
-        _same(_logits(restored, batch), _logits(tuned, batch), 0)
+        _none("these did not come back", [n for n, p in self.trained.items() if _differ(p, saved[n])])
+        _same(_logits(restored, self.batch), _logits(self.tuned, self.batch), 0)
         return "a saved and loaded model computes the same, bit for bit"
 
-    def incomplete_refused() -> str:
+    def incomplete_refused(self) -> str:
         with TemporaryDirectory() as folder:
-            save(tuned, Path(folder))
+            self.save(self.tuned, Path(folder))
             for file in Path(folder).glob("*.safetensors"):
                 lost, *kept = load_file(file).items()
                 save_file(dict(kept), file)
                 try:
-                    load(make_model(), Path(folder))
+                    self.load(self.make_model(), Path(folder))
                 except Exception as refusal:
                     return f"without {lost[0]} it says: {refusal}"
                 raise _BrokenError(f"a checkpoint without {lost[0]} was loaded without a word")
         return "not checked: the checkpoint is no safetensors file"
 
-    def evaluation_repeatable() -> str:
-        if _differ(_logits(tuned, batch), _logits(tuned, batch)):
+    def evaluation_repeatable(self) -> str:
+        if _differ(_logits(self.tuned, self.batch), _logits(self.tuned, self.batch)):
             raise _BrokenError("two evaluations of the same batch differ")
         return "two evaluations of the same batch are equal, bit for bit"
 
-    def full_precision() -> str:
-        half = make_model().to(torch.bfloat16)
+    def full_precision(self) -> str:
+        half = self.make_model().to(torch.bfloat16)
         own = set(half.parameters())
-        new = {n: p for n, p in trainable_parameters(inject(half, config)).items() if p not in own}
+        new = {n: p for n, p in trainable_parameters(inject(half, self.config)).items() if p not in own}
         _none("new weights in half precision", [n for n, p in new.items() if p.dtype.itemsize < 4])
-        _logits(half, batch)
+        _logits(half, self.batch)
         return "in a model in bfloat16, too, the new weights are float32"
 
-    def parameter_count() -> str:
-        count = count_parameters(tuned)
-        if count.trainable != expected_parameters:
-            raise _BrokenError(f"expected {expected_parameters:,} trained parameters, but {count}")
+    def parameter_count(self, expected: int) -> str:
+        count = count_parameters(self.tuned)
+        if count.trainable != expected:
+            raise _BrokenError(f"expected {expected:,} trained parameters, but {count}")
         return str(count)
-
-    checks = {
-        **({"identity at initialisation": starts_as_identity} if identity else {}),
-        "only the intended parameters get gradients": gradients_where_intended,
-        "frozen weights stay": frozen_unchanged,
-        "trained weights change": trained_changed,
-        "merged equals unmerged": merge_is_equal,
-        "save and load": round_trip,
-        "an incomplete checkpoint is refused": incomplete_refused,
-        "evaluation is repeatable": evaluation_repeatable,
-        "new weights in full precision": full_precision,
-    } | ({"parameter count": parameter_count} if expected_parameters is not None else {})
-    return Report(tuple(_run(name, check) for name, check in checks.items()))
 
 
 def _run(name: str, check: Callable[[], str]) -> Property:

@@ -1,4 +1,8 @@
-"""How good is a classifier, and how sure can we be?"""
+"""How good is a classifier, and how sure can we be?
+
+scikit-learn and scipy cost a second of import, and most labs call one function of each. So they are imported where they
+are used.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
-from scipy.stats import binomtest
-from sklearn.metrics import f1_score, roc_auc_score
 
 Labels = Sequence[int] | np.ndarray
 
@@ -56,6 +56,8 @@ def score(labels: Sequence[int] | np.ndarray, logits: np.ndarray) -> Scores:
         raise MetricError(f"labels must lie between 0 and {logits.shape[1] - 1}, got {labels.min()} to {labels.max()}")
     if np.isnan(logits).any():
         raise MetricError("the logits hold NaN: the model's weights must be broken, train it again")
+    from sklearn.metrics import f1_score, roc_auc_score
+
     predicted = logits.argmax(axis=1)
     binary = logits.shape[1] == 2 and len(np.unique(labels)) == 2
     return Scores(
@@ -144,6 +146,8 @@ def accuracy_interval(correct: int, n: int, confidence: float = 0.95) -> tuple[f
         raise MetricError(f"expected 0 ≤ correct ≤ n and n ≥ 1, got {correct} of {n}")
     if not 0 < confidence < 1:
         raise MetricError(f"confidence is a share between 0 and 1, such as 0.95; got {confidence}")
+    from scipy.stats import binomtest
+
     interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -156,6 +160,8 @@ def mcnemar(labels: Sequence[int], first: Sequence[int], second: Sequence[int]) 
     Returns:
         The two-sided p-value; 1.0 when they never differ.
     """
+    from scipy.stats import binomtest
+
     only_first, only_second = disagreements(labels, first, second)
     if only_first + only_second == 0:
         return 1.0
@@ -248,6 +254,8 @@ def probabilities(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
     """The softmax of logits (n, classes), each divided by the temperature."""
     if not temperature > 0:
         raise MetricError(f"the temperature must be above 0, got {temperature}")
+    from scipy.special import softmax
+
     return np.asarray(softmax(np.asarray(logits, dtype=float) / temperature, axis=1))
 
 
@@ -297,6 +305,8 @@ def fit_temperature(labels: Labels, logits: np.ndarray) -> float:
     truth, logits = np.asarray(labels), np.asarray(logits, dtype=float)
     if logits.ndim != 2 or len(truth) != len(logits) or len(truth) == 0:
         raise MetricError(f"expected n labels and (n, classes) logits, got {truth.shape} and {logits.shape}")
+    from scipy.optimize import minimize_scalar
+
     found = minimize_scalar(
         lambda log_t: cross_entropy(truth, logits / math.exp(log_t)),
         bounds=(math.log(0.05), math.log(20)),
@@ -308,6 +318,8 @@ def fit_temperature(labels: Labels, logits: np.ndarray) -> float:
 
 def cross_entropy(labels: Labels, logits: np.ndarray) -> float:
     """Mean of −log of the probability that each text's right class was given."""
+    from scipy.special import log_softmax
+
     return float(-log_softmax(logits, axis=1)[np.arange(len(labels)), np.asarray(labels)].mean())
 
 

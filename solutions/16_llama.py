@@ -44,16 +44,20 @@ from course_utils.methods import (
 )
 from course_utils.plots.llama import loss_curve
 from course_utils.rated_tweets import answer, question, read_answer
+from course_utils.training import fastest_dtype
 
 # %% [markdown]
 # ## The model
 #
 # One argument says which one. `"smollm2"` comes with the course: the Llama architecture in small. With a GPU and access
 # to the model hub, write the name of another model here, such as `"meta-llama/Llama-3.2-1B-Instruct"`, or a folder.
+#
+# `fastest_dtype` says in which type: bfloat16 on a GPU, and on a processor that has instructions for it. Most laptops
+# have not; they emulate it, and a step then takes many times as long as in float32. So it is measured once.
 
 # %%
 MODEL = "smollm2"
-model, tokenizer = load_causal_lm(MODEL, dtype=torch.bfloat16)
+model, tokenizer = load_causal_lm(MODEL, dtype=fastest_dtype())
 device = "cuda" if torch.cuda.is_available() else "cpu"
 model.to(device)
 config = model.config
@@ -248,13 +252,14 @@ for title, method in methods.items():
 # %% [markdown]
 # ## Training
 #
-# LoRA, 12 steps of 8 tweets. `train_on_chats` calls the `Trainer` of transformers; look into it, it is short.
+# LoRA, 12 steps of 4 tweets, few enough for a laptop. `train_on_chats` calls the `Trainer` of transformers; look into
+# it, it is short.
 
 # %% tags=["nbval-ignore-output"]
 inject(model, methods["LoRA, query and value"])
 part = tweets["train"].select(range(512))
 rows = [encode_chat(tokenizer, question(t), answer(r)) for t, r in zip(part["text"], part["rating"], strict=True)]
-losses = train_on_chats(model, tokenizer, rows, ChatTraining(learning_rate=3e-3, steps=12))
+losses = train_on_chats(model, tokenizer, rows, ChatTraining(learning_rate=3e-3, steps=12, batch_size=4))
 loss_curve({"LoRA": losses})
 
 # %% tags=["nbval-ignore-output"]
@@ -319,7 +324,7 @@ with torch.no_grad():
     trained_logits = model.eval()(**batch).logits
 eject(model)
 inject(model, PrefixTuningConfig(virtual_tokens=20, init="zero"))
-experiment = train_on_chats(model, tokenizer, rows, ChatTraining(learning_rate=1e-2, steps=3))
+experiment = train_on_chats(model, tokenizer, rows, ChatTraining(learning_rate=1e-2, steps=3, batch_size=4))
 print("loss of each step:", [round(loss, 2) for loss in experiment])
 
 # %% [markdown]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from course_utils import authoring
-from course_utils.exercises import exercises, run_check
+from course_utils.exercises import exercises, registry, run_check
 
 Function = Callable[..., Any]
 
@@ -90,8 +90,17 @@ def test_the_section_to_read_again_exists() -> None:
         assert exercise.section in headings, exercise.name
 
 
+def test_each_exercise_is_found_by_its_name_alone() -> None:
+    """`find` imports one chapter, so the name must lead to the module that registers it."""
+    for name, exercise in exercises().items():
+        chapter = name.partition(".")[0]
+        module = registry._MODULES.get(chapter, chapter)
+        assert exercise.check.__module__ == f"course_utils.exercises.{module}"
+
+
 def test_broken_answers_are_told_so() -> None:
     assert "ZeroDivisionError" in run_check("lora.count", lambda shapes, rank: 1 / 0).message
     assert "Expected a function" in run_check("lora.count", 600).message
-    with pytest.raises(KeyError, match="there is no exercise"):
-        run_check("lora.nonsense", 1)
+    for name in ("lora.nonsense", "nonsense.forward", "../lora.count", ""):
+        with pytest.raises(KeyError, match=r"there is no exercise .*lora\.count"):
+            run_check(name, 1)

@@ -17,7 +17,7 @@ from torch import nn
 
 from course_utils.checkpoints import load, save
 from course_utils.methods import LoRAConfig, LoRAPlusConfig, MethodError, inject, trainable_parameters
-from course_utils.training import TrainingConfig, _groups, fit
+from course_utils.training import TrainingConfig, fit, parameter_groups
 
 RATE, RATIO, DECAY = 2e-3, 16.0, 0.1
 
@@ -44,7 +44,7 @@ def pair(kind: str, config: LoRAPlusConfig) -> tuple[nn.Module, PeftModel]:
 def optimizers(ours: nn.Module, theirs: PeftModel) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """The training loop's and peft's."""
     training = TrainingConfig(learning_rate=RATE, weight_decay=DECAY)
-    mine = torch.optim.AdamW(_groups(trainable_parameters(ours), ours.tuning, training))  # type: ignore[arg-type]
+    mine = torch.optim.AdamW(parameter_groups(trainable_parameters(ours), ours.tuning, training))  # type: ignore[arg-type]
     reference = create_loraplus_optimizer(
         theirs, torch.optim.AdamW, lr=RATE, loraplus_lr_ratio=RATIO, loraplus_weight_decay=DECAY
     )

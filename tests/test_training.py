@@ -14,10 +14,16 @@ import torch
 from pair import together
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    get_constant_schedule_with_warmup,
+    get_linear_schedule_with_warmup,
+)
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from course_utils import training
 from course_utils.backbones import load_classifier
 from course_utils.data import LengthBucketedSampler, load_sentiment, make_loader
 from course_utils.methods import (
@@ -36,6 +42,7 @@ from course_utils.training import (
     evaluate,
     fit,
     learning_rates,
+    parameter_groups,
     predict,
 )
 
@@ -165,7 +172,7 @@ def test_decay_pulls_at_matrices_and_not_at_vectors(method: MethodConfig, decays
     """The factors of (IA)³ rest at one, and are stored as one row or one column."""
     model = inject(tiny_model(), method)
     trained = {name: p for name, p in trainable_parameters(model).items() if "classifier" not in name}
-    groups = training._groups(trained, method, TrainingConfig(learning_rate=1e-3))
+    groups = parameter_groups(trained, method, TrainingConfig(learning_rate=1e-3))
     assert [group["weight_decay"] for group in groups] == [0.01 if decays else 0.0]
 
 
@@ -223,6 +230,24 @@ def test_the_rates_of_a_run_are_known_before() -> None:
         history, _ = run(learning_rate=1e-3, warmup=0.25, schedule=schedule)
         assert learning_rates(config, 12) == [row["learning_rate"] for row in history.steps]
         assert learning_rates(config, 12)[0] == 0  # the first step of a warm-up changes nothing
+
+
+@pytest.mark.parametrize("schedule", ["linear", "constant"])
+@pytest.mark.parametrize(("total", "warmup"), [(1, 0.0), (7, 0.33), (12, 0.25), (37, 0.1), (100, 0.99)])
+def test_the_schedules_are_those_of_transformers(schedule: str, total: int, warmup: float) -> None:
+    config = TrainingConfig(learning_rate=3e-4, schedule=schedule, warmup=warmup)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-4)
+    steps = int(warmup * total)
+    if schedule == "linear":
+        theirs = get_linear_schedule_with_warmup(optimizer, steps, total)
+    else:
+        theirs = get_constant_schedule_with_warmup(optimizer, steps)
+    expected = []
+    for _ in range(total):
+        expected.append(theirs.get_last_lr()[0])
+        optimizer.step()
+        theirs.step()
+    assert learning_rates(config, total) == expected  # number for number
 
 
 # --- several batches a step ------------------------------------------------------------------------------------------

@@ -7,17 +7,20 @@ label; (3) the student learns from them and from the few labels; (4) it is fine-
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import torch
 from datasets import Dataset
-from sklearn.model_selection import train_test_split
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from course_utils.data import make_loader
 from course_utils.distillation.losses import NO_LABEL, DistillationError
 from course_utils.distillation.training import DistillationConfig, Distilled, with_teacher
 from course_utils.training import TrainingConfig, fit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # Few labels leave none over to choose an epoch by. So each step of the recipe has a fixed length, and its end counts.
 _LEARN = TrainingConfig(learning_rate=5e-4, epochs=1)
@@ -71,6 +74,8 @@ def draw_labels(dataset: Dataset, count: int, seed: int = 0) -> list[int]:
         raise DistillationError(
             f"expected {classes} to {len(labels) - classes} labels of {len(labels)} texts, got {count}"
         )
+    from sklearn.model_selection import train_test_split
+
     rows, _ = train_test_split(range(len(labels)), train_size=count, stratify=labels, random_state=seed)
     return sorted(rows)
 

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
 
 from course_utils.distillation.losses import DistillationError
 
 
-def cut_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+def cut_layers(model: transformers.PreTrainedModel, layers: Sequence[int]) -> transformers.PreTrainedModel:
     """A student that has only these layers of a model: a copy, with its embeddings and its head.
 
     Nothing is shared with the model. All weights of the student are trainable, and it is in training mode.
@@ -37,8 +37,8 @@ def cut_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel
 
 
 def small_student(
-    model: PreTrainedModel, *, layers: int = 2, width: int = 128, heads: int = 2, seed: int = 0
-) -> PreTrainedModel:
+    model: transformers.PreTrainedModel, *, layers: int = 2, width: int = 128, heads: int = 2, seed: int = 0
+) -> transformers.PreTrainedModel:
     """A student of the model's kind and vocabulary with random weights, as narrow as you like.
 
     Args:
@@ -62,15 +62,15 @@ def small_student(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         student: Any = type(model)(config)
-    return cast(PreTrainedModel, student.to(model.device).train())
+    return cast(transformers.PreTrainedModel, student.to(model.device).train())
 
 
-def encoder_parameters(model: PreTrainedModel) -> int:
+def encoder_parameters(model: transformers.PreTrainedModel) -> int:
     """Numbers in the layers of the encoder, without embeddings, pooler and head."""
     return sum(parameter.numel() for parameter in model.get_submodule(_list_of_layers(model)).parameters())
 
 
-def _list_of_layers(model: PreTrainedModel) -> str:
+def _list_of_layers(model: transformers.PreTrainedModel) -> str:
     total = model.config.num_hidden_layers
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and len(module) == total:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 import numpy as np
@@ -58,6 +62,8 @@ class CheckResult:
 
 
 _EXERCISES: dict[str, Exercise] = {}
+#: Where the exercises of a chapter stand, if its module has another name.
+_MODULES = {"why": "why_fine_tune", "optimizers": "parameters_losses_optimisers"}
 
 
 def exercise(
@@ -75,8 +81,28 @@ def exercise(
 
 
 def exercises() -> dict[str, Exercise]:
-    """All exercises by name."""
+    """All exercises of all chapters by name."""
+    for module in iter_modules([str(Path(__file__).parent)]):
+        import_module(f"{__package__}.{module.name}")
     return dict(_EXERCISES)
+
+
+def find(name: str) -> Exercise:
+    """One exercise; of the chapters, only its own is imported.
+
+    Args:
+        name: chapter and exercise, "lora.forward".
+
+    Raises:
+        KeyError: there is no exercise of that name.
+    """
+    chapter = name.partition(".")[0]
+    module = f"{__package__}.{_MODULES.get(chapter, chapter)}"
+    if name not in _EXERCISES and chapter.isidentifier() and find_spec(module):
+        import_module(module)
+    if name not in _EXERCISES:
+        raise KeyError(f"there is no exercise {name!r}; there are {', '.join(sorted(exercises()))}")
+    return _EXERCISES[name]
 
 
 def run_check(name: str, answer: Any) -> CheckResult:
@@ -90,9 +116,8 @@ def run_check(name: str, answer: Any) -> CheckResult:
     Raises:
         KeyError: there is no exercise of that name.
     """
-    if name not in _EXERCISES:
-        raise KeyError(f"there is no exercise {name!r}; there are {', '.join(sorted(_EXERCISES))}")
-    return judge(_EXERCISES[name], _EXERCISES[name].check, answer)
+    found = find(name)
+    return judge(found, found.check, answer)
 
 
 def judge(found: Exercise, check: Callable[[Any], None], answer: Any) -> CheckResult:

@@ -21,12 +21,18 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+# What a lab imports, and what a check imports when it is called, is here before the first fork.
+import scipy.optimize
+import scipy.special
+import scipy.stats  # noqa: F401
+import sklearn.metrics  # noqa: F401
 import torch
+import transformers.modeling_utils  # noqa: F401
 
-import course_utils.exercises
 import course_utils.methods
-import course_utils.training  # noqa: F401 (what a lab imports is here before the first fork)
+import course_utils.training  # noqa: F401
 from course_utils import authoring
+from course_utils.exercises import exercises
 from course_utils.grading import in_process, judge, sandbox, screen, student
 from course_utils.grading.channel import Channel, Closed
 from course_utils.grading.place import place
@@ -42,6 +48,7 @@ def main() -> int:
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what a check prints is no answer
     torch.set_num_threads(1)
+    exercises()  # those of all chapters
     in_process.remember()
     gc.collect()
     gc.freeze()  # so that collecting does not copy the shared memory

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import DynamicCache, PretrainedConfig, PreTrainedModel
 
 from course_utils.methods.architecture_row import grouped_key_heads
 from course_utils.methods.architectures import ARCHITECTURES
@@ -50,7 +50,7 @@ class PrefixBody(AdaptedBody):
         dropout: share of the numbers in the table that are set to zero while training.
     """
 
-    base: PreTrainedModel
+    base: transformers.PreTrainedModel
     prefix: PrefixTable
 
     def __init__(self, base: nn.Module, prefix: PrefixTable, dropout: float) -> None:
@@ -84,7 +84,7 @@ class PrefixBody(AdaptedBody):
             first = 0 if self.positions is None else self.positions.start
             position_ids = first + text_positions(attention_mask)[:, -tokens:]
         # The layers append to the cache that they are given, so every text needs a fresh one.
-        cache = DynamicCache() if given is None else given
+        cache = transformers.DynamicCache() if given is None else given
         if not seen:
             for layer, (keys, values) in enumerate(self.keys_and_values(batch)):
                 cache.update(keys, values, layer)
@@ -107,7 +107,7 @@ class PrefixBody(AdaptedBody):
         return zip(table[0::2], table[1::2], strict=True)  # keys of layer 0, its values, keys of layer 1 ...
 
 
-def prefix_shape(config: PretrainedConfig) -> tuple[int, int, int]:
+def prefix_shape(config: transformers.PretrainedConfig) -> tuple[int, int, int]:
     """Layers, heads and head size of the keys. With grouped queries there are fewer heads of keys than of queries."""
     architecture = ARCHITECTURES.get(config.model_type)
     key_heads = grouped_key_heads if architecture is None else architecture.key_heads

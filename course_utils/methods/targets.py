@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 
 import torch
+import transformers
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from course_utils.methods.architectures import HEAD_NAMES, architecture_of, model_type
@@ -62,7 +62,7 @@ def find_targets(model: nn.Module, targets: Targets | None, head: tuple[str, ...
             raise TargetError(f"no default targets for a model of type {model_type(model)!r}. {_existing(linear)}")
         targets = architecture.query_and_value
     if targets == "all-linear":
-        output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+        output = model.get_output_embeddings() if isinstance(model, transformers.PreTrainedModel) else None
         return {name: module for name, module in linear.items() if module is not output}
     if isinstance(targets, str):
         try:

@@ -10,8 +10,8 @@ import inspect
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import Cache, PreTrainedModel
 
 from course_utils.methods.base import AdaptedLayer
 from course_utils.methods.errors import MethodError
@@ -40,7 +40,7 @@ def cache_name(body: nn.Module) -> str:
     return new if new in inspect.signature(body.forward).parameters else old
 
 
-def take_cache(inputs: dict[str, Any]) -> Cache | None:
+def take_cache(inputs: dict[str, Any]) -> transformers.Cache | None:
     """Take the key-value cache out of the inputs of a body, under whichever name it came."""
     found = [inputs.pop(name, None) for name in _CACHE_NAMES]
     return next((cache for cache in found if cache is not None), None)
@@ -67,7 +67,7 @@ def text_positions(attention_mask: torch.Tensor) -> torch.Tensor:
     return (torch.arange(attention_mask.shape[1], device=attention_mask.device) - padding).clamp(min=0)
 
 
-def cached_positions(cache: Cache | None) -> int:
+def cached_positions(cache: transformers.Cache | None) -> int:
     """How many positions a key-value cache holds. Above 0, the k virtual ones are among them.
 
     Raises:
@@ -109,7 +109,7 @@ def word_embeddings(body: nn.Module) -> nn.Embedding:
     Raises:
         MethodError: the model reads no tokens, or has an encoder and a decoder.
     """
-    words = body.get_input_embeddings() if isinstance(body, PreTrainedModel) else None
+    words = body.get_input_embeddings() if isinstance(body, transformers.PreTrainedModel) else None
     if not isinstance(words, nn.Embedding) or getattr(body.config, "is_encoder_decoder", False):
         raise MethodError(
             f"virtual tokens stand before the tokens of one text, and {type(body).__name__} is no plain encoder or "

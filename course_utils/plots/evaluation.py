@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from sklearn.metrics import roc_curve
 
 from course_utils import results
 from course_utils.metrics import accuracy_interval
@@ -57,6 +56,8 @@ def calibration() -> Picture:
 
 def roc_curves() -> Picture:
     """The ROC curves on the test split, from scores; the point that the answers give stands on each curve."""
+    from sklearn.metrics import roc_curve
+
     stored = results.read("evaluation")
     labels = np.array(stored["labels"]["test"])
     figure, axes = make_axes(5.4, 4.6)

@@ -167,7 +167,7 @@ def _train(model: nn.Module, tokenizer: Any, rows: Sequence[Row], run: Run) -> d
     count = count_parameters(model)
     _forget_peak()
     started, processor = time.perf_counter(), time.process_time()
-    settings = ChatTraining(learning_rate=run.learning_rate, steps=STEPS, batch_size=BATCH_SIZE)
+    settings = ChatTraining(learning_rate=run.learning_rate, steps=STEPS, batch_size=BATCH_SIZE, precision="bf16")
     losses = train_on_chats(model, tokenizer, rows, settings)
     return {
         "learning_rate": run.learning_rate,

@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from datasets import Dataset, DatasetDict
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils import results
 from course_utils.backbones import load_classifier
@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def count_by_kind(model: PreTrainedModel) -> dict[str, int]:
+def count_by_kind(model: transformers.PreTrainedModel) -> dict[str, int]:
     """Numbers in a BERT classifier, by kind; the kinds are those of `FORMULAS`."""
     found: Counter[str] = Counter(dict.fromkeys(FORMULAS, 0))
     for name, parameter in model.named_parameters():
@@ -111,7 +111,7 @@ def _kind(name: str) -> str:
     return "attention weights" if ".attention." in name else "feed-forward weights"
 
 
-def count_by_formula(config: BertConfig) -> dict[str, int]:
+def count_by_formula(config: transformers.BertConfig) -> dict[str, int]:
     """The same from five numbers of the architecture."""
     sizes = (config.vocab_size, config.max_position_embeddings, config.hidden_size, config.intermediate_size)
     return {kind: formula(*sizes, config.num_hidden_layers) for kind, (_, formula) in FORMULAS.items()}
@@ -121,7 +121,7 @@ def counts() -> dict[str, Any]:
     """MiniLM and BERT-base by kind of parameter; BERT-base needs its architecture only, not its weights."""
     minilm, _ = load_classifier("minilm")
     with torch.device("meta"):
-        bert = BertForSequenceClassification(BertConfig())
+        bert = transformers.BertForSequenceClassification(transformers.BertConfig())
     tables = {"minilm": count_by_kind(minilm), "bert": count_by_kind(bert)}
     rows = []
     for kind, (formula, _) in FORMULAS.items():
@@ -172,7 +172,9 @@ def decay(steps: int = 2000, lr: float = 1e-3, weight_decay: float = 0.1) -> dic
     return {"steps": steps, "learning_rate": lr, "weight_decay": weight_decay, "formula": shrunk, "rows": rows}
 
 
-def sentence_vectors(dataset: Dataset, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[Any, Any]:
+def sentence_vectors(
+    dataset: Dataset, model: transformers.PreTrainedModel, tokenizer: transformers.PreTrainedTokenizerBase
+) -> tuple[Any, Any]:
     """One vector a text from a frozen backbone, the mean over its tokens, with a 1 at the end for the bias.
 
     Returns:
@@ -342,7 +344,7 @@ def _mb(tensors: Any) -> float:
     return float(sum(tensor.numel() * tensor.element_size() for tensor in tensors)) / 1e6
 
 
-def saved_for_backward(model: PreTrainedModel, batch: dict[str, Tensor]) -> int:
+def saved_for_backward(model: transformers.PreTrainedModel, batch: dict[str, Tensor]) -> int:
     """Bytes that the forward pass keeps for the backward pass, the model's own weights not counted.
 
     Afterwards the model holds its gradients.
