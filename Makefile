@@ -197,10 +197,10 @@ $(DEMO)/installed: demo-requirements.txt
 
 build/sentiment/README.md: | assets
 	$(say) "exporting the model of the case study"
-	@$(quiet) $(BIN)/python -m course_utils.case_study.export build/sentiment
+	@$(quiet) $(BIN)/python -m course_utils export build/sentiment
 
 demo: build/sentiment/README.md $(DEMO)/installed
-	@$(DEMO)/bin/python -m course_utils.case_study.demo build/sentiment $(ARGS)
+	@$(DEMO)/bin/python -m course_utils.serving.demo build/sentiment $(ARGS)
 
 doctor: $(VENV)/installed
 	@$(BIN)/python -m course_utils doctor

@@ -9,29 +9,30 @@ from pathlib import Path
 
 #: Command → the module whose `main` it runs, and what the help says.
 COMMANDS = {
-    "my-labs": ("my_labs", "your own copies of the labs: bring them up to date, or start one over"),
-    "notebooks": ("authoring", "write and run the labs and solutions"),
-    "new": ("new_chapter", "start a chapter"),
-    "grade": ("grading.command", "grade a class's notebooks"),
-    "student-copy": ("grading.student_copy", "copy the course without its solutions"),
-    "nbgrader": ("grading.nbgrader", "write the labs as nbgrader's sources"),
-    "train": ("train_command", "train one method, in one process or several"),
-    "study": ("study", "compare methods over several seeds"),
-    "study-case": ("studies.case", "the case study, from the search to the exported model"),
-    "study-comparison": ("studies.comparison", "all methods beside each other, with their costs"),
-    "study-data": ("studies.data", "what the chapter on data measures"),
-    "study-distillation": ("studies.distillation", "students of one teacher"),
-    "study-few-shot": ("studies.few_shot", "few labels and a teacher"),
-    "study-evaluation": ("studies.evaluation", "what one test split can say"),
-    "study-llama": ("studies.llama", "a Llama model before and after each method"),
-    "study-optimizers": ("studies.optimizers", "what chapter 2 measures"),
-    "study-quantization": ("studies.quantization", "what 4 bits cost"),
-    "study-serving": ("studies.serving", "what it costs to serve a tuned model"),
-    "study-scaling": ("studies.scaling", "several processes, and memory beside the rule"),
-    "study-training": ("studies.training", "what the chapter on the training loop measures"),
-    "study-variations": ("studies.variations", "one setting of a method at a time"),
-    "bench": ("bench", "time and memory against peft"),
-    "bench-large": ("bench_large", "the same with a Llama of 7 billion weights, on a GPU"),
+    "my-labs": ("workshop.authoring.my_labs", "your own copies of the labs: bring them up to date, or start one over"),
+    "notebooks": ("workshop.authoring.notebooks", "write and run the labs and solutions"),
+    "new": ("workshop.authoring.new_chapter", "start a chapter"),
+    "grade": ("workshop.grading.command", "grade a class's notebooks"),
+    "student-copy": ("workshop.authoring.student_copy", "copy the course without its solutions"),
+    "nbgrader": ("workshop.grading.nbgrader", "write the labs as nbgrader's sources"),
+    "export": ("workshop.experiments.case_study.export_winner", "write the case study's model as ONNX"),
+    "train": ("training.command_line", "train one method, in one process or several"),
+    "study": ("workshop.experiments.quality", "compare methods over several seeds"),
+    "study-case": ("workshop.experiments.case_study.study", "the case study, from the search to the exported model"),
+    "study-comparison": ("workshop.experiments.comparison", "all methods beside each other, with their costs"),
+    "study-data": ("workshop.experiments.data", "what the chapter on data measures"),
+    "study-distillation": ("workshop.experiments.distillation", "students of one teacher"),
+    "study-few-shot": ("workshop.experiments.few_shot_distillation", "few labels and a teacher"),
+    "study-evaluation": ("workshop.experiments.evaluation", "what one test split can say"),
+    "study-llama": ("workshop.experiments.llama", "a Llama model before and after each method"),
+    "study-optimizers": ("workshop.experiments.parameters_losses_optimisers", "what chapter 2 measures"),
+    "study-quantization": ("workshop.experiments.qlora", "what 4 bits cost"),
+    "study-serving": ("workshop.experiments.serving", "what it costs to serve a tuned model"),
+    "study-scaling": ("workshop.experiments.scaling_out", "several processes, and memory beside the rule"),
+    "study-training": ("workshop.experiments.training_loop", "what the chapter on the training loop measures"),
+    "study-variations": ("workshop.experiments.variations", "one setting of a method at a time"),
+    "bench": ("workshop.experiments.bench", "time and memory against peft"),
+    "bench-large": ("workshop.experiments.bench_large", "the same with a Llama of 7 billion weights, on a GPU"),
 }
 
 
@@ -65,14 +66,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _fetch(names: list[str], everything: bool, pack_into: str | None) -> int:
-    from course_utils.assets import ASSETS, AssetError, fetch, pack
+    from course_utils.models.assets import ASSETS, AssetError, fetch, pack
 
     chosen = names or [name for name, asset in ASSETS.items() if everything or not asset.on_demand]
     try:
         for name in chosen:
             print(f"{name}: {fetch(name)}", flush=True)
             if everything and ASSETS[name].on_demand:
-                from course_utils.backbones import prepare
+                from course_utils.models.backbones import prepare
 
                 print(f"{name}, unpacked: {prepare(name)}", flush=True)
             if pack_into:

@@ -25,7 +25,7 @@ DISK_GB = 1.0
 ENVIRONMENT_GB = 0.5  # for what pip brings when a package is mended; the environment itself is there already
 PACKAGE = next(above for above in Path(__file__).resolve().parents if above.name == "course_utils")
 #: Between them they import every package that a lab needs.
-MODULES = ("course_utils.backbones", "course_utils.training", "course_utils.checkpoints")
+MODULES = ("course_utils.models.backbones", "course_utils.training", "course_utils.checkpoints")
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ def check_memory() -> Finding:
 
 def check_disk() -> Finding:
     """Room where the model and the data are kept, and where the packages are."""
-    from course_utils.assets import AssetError, cache_folder, cache_remedy
+    from course_utils.models.assets import AssetError, cache_folder, cache_remedy
 
     try:
         folder = cache_folder()
@@ -190,7 +190,7 @@ def check_packages() -> Finding:
 
 def check_asset(name: str) -> Finding:
     """Whether an asset's files lie in the cache, each with the right hash. Nothing is downloaded."""
-    from course_utils.assets import ASSETS, AssetError, asset_folder, cache_remedy, problems
+    from course_utils.models.assets import ASSETS, AssetError, asset_folder, cache_remedy, problems
 
     try:
         folder = asset_folder(ASSETS[name])

@@ -24,13 +24,21 @@
 # %%
 import numpy as np
 
-from course_utils.backbones import load_classifier
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.methods import FullConfig, HeadOnlyConfig, LoRAConfig, count_parameters, inject
-from course_utils.metrics import majority_accuracy
+from course_utils import (
+    FullConfig,
+    HeadOnlyConfig,
+    LoRAConfig,
+    TrainingConfig,
+    check,
+    count_parameters,
+    fit,
+    inject,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
+)
 from course_utils.plots import bars, training_curves
-from course_utils.training import TrainingConfig, fit
 
 # %% [markdown]
 # ## The task

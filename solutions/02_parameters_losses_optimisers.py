@@ -25,13 +25,20 @@
 # %%
 import torch
 
-from course_utils.backbones import load_classifier
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.metrics import majority_accuracy
-from course_utils.optimizers import SGD, Adam, AdamW, cross_entropy, cross_entropy_gradient, descend
-from course_utils.plots.optimizers import paths_on_a_bowl
-from course_utils.studies.optimizers import count_by_kind, judge, sentence_vectors, train_linear
+from course_utils import check, load_classifier, load_sentiment, majority_accuracy, make_loader
+from course_utils.models import count_by_kind
+from course_utils.plots import paths_on_a_bowl
+from course_utils.training import (
+    SGD,
+    Adam,
+    AdamW,
+    cross_entropy,
+    cross_entropy_gradient,
+    descend,
+    judge,
+    sentence_vectors,
+    train_linear,
+)
 
 # %% [markdown]
 # ## Exercise 1: count a layer

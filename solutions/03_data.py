@@ -28,13 +28,19 @@ import numpy as np
 from sklearn.metrics import cohen_kappa_score
 from sklearn.model_selection import StratifiedGroupKFold
 
-from course_utils.agreement import cohen_kappa, krippendorff_alpha
-from course_utils.augment import AUGMENTATIONS
-from course_utils.backbones import load_classifier
-from course_utils.data import DOMAINS, clean, clean_text, load_ratings, load_sentiment, near_duplicate_groups
-from course_utils.exercises import check
+from course_utils import check, load_classifier, load_sentiment
+from course_utils.data import (
+    AUGMENTATIONS,
+    DOMAINS,
+    SENTENCES,
+    clean,
+    clean_text,
+    load_ratings,
+    near_duplicate_groups,
+    three_way_split,
+)
+from course_utils.evaluation import cohen_kappa, count_words, krippendorff_alpha, right_answers
 from course_utils.plots import bars
-from course_utils.studies.data import SENTENCES, count_words, right_answers, three_way_split
 
 # %% [markdown]
 # ## Look at the raw texts first

@@ -30,14 +30,21 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from course_utils.backbones import load_classifier
-from course_utils.checkpoints import save
-from course_utils.data import encode, load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.methods import LoRAConfig, inject
-from course_utils.metrics import majority_accuracy
+from course_utils import (
+    LoRAConfig,
+    TrainingConfig,
+    check,
+    fit,
+    inject,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
+    save,
+)
+from course_utils.data import encode
 from course_utils.plots import training_curves
-from course_utils.training import TrainingConfig, fit, learning_rates
+from course_utils.training import learning_rates
 
 # %% [markdown]
 # ## A loop that does not run

@@ -27,12 +27,18 @@ import math
 import numpy as np
 import torch
 
-from course_utils import results
-from course_utils.backbones import load_classifier
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.methods import HeadOnlyConfig, inject
-from course_utils.metrics import (
+from course_utils import (
+    HeadOnlyConfig,
+    TrainingConfig,
+    check,
+    fit,
+    inject,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
+)
+from course_utils.evaluation import (
     accuracy_interval,
     best_threshold,
     bootstrap_interval,
@@ -41,14 +47,13 @@ from course_utils.metrics import (
     disagreements,
     f1_average,
     fit_temperature,
-    majority_accuracy,
     mcnemar,
     mean_and_spread,
     probabilities,
     reliability,
+    results,
 )
-from course_utils.plots.evaluation import reliability_diagram
-from course_utils.training import TrainingConfig, fit
+from course_utils.plots import reliability_diagram
 
 # %% [markdown]
 # ## Trained models, kept as logits

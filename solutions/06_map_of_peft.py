@@ -28,12 +28,7 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors import safe_open
 
-from course_utils.backbones import load_classifier
-from course_utils.checkpoints import save
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.memory import SHAPES, training_memory
-from course_utils.methods import (
+from course_utils import (
     BitFitConfig,
     FullConfig,
     HoulsbyConfig,
@@ -44,17 +39,23 @@ from course_utils.methods import (
     PfeifferConfig,
     PromptTuningConfig,
     PTuningConfig,
+    TrainingConfig,
     VeRAConfig,
+    check,
     count_parameters,
     eject,
+    fit,
     inject,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
     merge,
+    save,
     trainable_parameters,
 )
-from course_utils.metrics import majority_accuracy
 from course_utils.plots import bars, training_curves
-from course_utils.studies.optimizers import saved_for_backward
-from course_utils.training import TrainingConfig, fit
+from course_utils.training import SHAPES, saved_for_backward, training_memory
 
 # %% [markdown]
 # ## Exercise 1: the families
@@ -394,8 +395,7 @@ bars({"LoRA and all biases": experiment.evaluations[-1]["accuracy"]}, "validatio
 import warnings
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' notes to the authors of peft
-from peft import LoraConfig, get_peft_model
-from peft import PromptTuningConfig as PeftPromptTuningConfig
+from peft import LoraConfig, PromptTuningConfig as PeftPromptTuningConfig, get_peft_model
 
 
 def trained(model):

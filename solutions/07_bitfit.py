@@ -30,25 +30,28 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from course_utils.backbones import load_classifier
-from course_utils.checkpoints import load, save
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.invariants import check_invariants
-from course_utils.methods import (
+from course_utils import (
     BitFitConfig,
     FullConfig,
     LastLayersConfig,
     MethodError,
+    TrainingConfig,
+    check,
+    check_invariants,
     count_parameters,
     eject,
+    fit,
     inject,
+    load,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
+    predict,
+    save,
 )
-from course_utils.metrics import majority_accuracy
-from course_utils.plots import bars, training_curves
-from course_utils.plots.bitfit import moved
-from course_utils.studies.optimizers import saved_for_backward
-from course_utils.training import TrainingConfig, fit, predict
+from course_utils.plots import bars, biases_moved, training_curves
+from course_utils.training import saved_for_backward
 
 # %% [markdown]
 # ## Exercise 1: by name
@@ -258,7 +261,7 @@ distances = {
     kind: [(model.get_parameter(name) - pretrained[name]).abs().mean().item() for name in biases_of(kind)]
     for kind in KINDS
 }
-moved(distances)
+biases_moved(distances)
 
 # %% [markdown]
 # The key's biases have hardly moved: their gradient is rounding noise. In the paper, the query's bias and the inner one

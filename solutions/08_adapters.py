@@ -33,26 +33,28 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from course_utils.backbones import load_classifier
-from course_utils.checkpoints import save
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.invariants import check_invariants
-from course_utils.methods import (
+from course_utils import (
     HoulsbyConfig,
     LoRAConfig,
     MethodError,
     ParallelAdapterConfig,
     PfeifferConfig,
+    TrainingConfig,
+    check,
+    check_invariants,
     count_parameters,
+    fit,
     inject,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
     merge,
+    predict,
+    save,
 )
-from course_utils.metrics import majority_accuracy
-from course_utils.plots import bars, training_curves
-from course_utils.plots.adapters import across_domains
-from course_utils.switching import Adapters
-from course_utils.training import TrainingConfig, fit, predict
+from course_utils.plots import across_domains, bars, training_curves
+from course_utils.serving import Adapters
 
 # %% [markdown]
 # ## Exercise 1: the adapter

@@ -31,16 +31,25 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from course_utils.backbones import load_classifier
-from course_utils.checkpoints import load, save
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.invariants import check_invariants
-from course_utils.methods import LoRAConfig, count_parameters, inject, merge
-from course_utils.metrics import majority_accuracy
+from course_utils import (
+    LoRAConfig,
+    TrainingConfig,
+    check,
+    check_invariants,
+    count_parameters,
+    fit,
+    inject,
+    load,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
+    merge,
+    predict,
+    save,
+)
+from course_utils.evaluation import in_turn
 from course_utils.plots import bars, training_curves
-from course_utils.timing import in_turn
-from course_utils.training import TrainingConfig, fit, predict
 
 # %% [markdown]
 # ## Exercise 1: the forward pass

@@ -30,27 +30,29 @@ from pathlib import Path
 
 import torch
 
-from course_utils.backbones import load_classifier
-from course_utils.checkpoints import load, save
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.invariants import check_invariants
-from course_utils.methods import (
+from course_utils import (
     AdaLoRAConfig,
     DoRAConfig,
     LoRAConfig,
     LoRAPlusConfig,
     PiSSAConfig,
+    TrainingConfig,
     VeRAConfig,
-    allocated_ranks,
+    check,
+    check_invariants,
     count_parameters,
+    fit,
     inject,
+    load,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
     merge,
+    save,
 )
-from course_utils.metrics import majority_accuracy
-from course_utils.plots import training_curves
-from course_utils.plots.lora_family import by_layer
-from course_utils.training import TrainingConfig, fit
+from course_utils.methods import allocated_ranks
+from course_utils.plots import by_layer, training_curves
 
 # %% [markdown]
 # ## Exercise 1: rsLoRA's factor

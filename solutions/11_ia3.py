@@ -30,16 +30,25 @@ import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from course_utils.backbones import load_classifier
-from course_utils.checkpoints import load, save
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.invariants import check_invariants
-from course_utils.methods import IA3Config, IA3Linear, count_parameters, inject, merge
-from course_utils.metrics import majority_accuracy
-from course_utils.plots import bars, training_curves
-from course_utils.plots.ia3 import moved
-from course_utils.training import TrainingConfig, fit, predict
+from course_utils import (
+    IA3Config,
+    TrainingConfig,
+    check,
+    check_invariants,
+    count_parameters,
+    fit,
+    inject,
+    load,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
+    merge,
+    predict,
+    save,
+)
+from course_utils.methods import IA3Linear
+from course_utils.plots import bars, factors_moved, training_curves
 
 # %% [markdown]
 # ## Exercise 1: attention with scaled keys and values
@@ -251,7 +260,7 @@ factors = {
     kind: [block.get_submodule(name).factors().detach() for block in model.bert.encoder.layer]
     for kind, name in kinds.items()
 }
-moved({kind: [(vector - 1).abs().mean().item() for vector in layers] for kind, layers in factors.items()})
+factors_moved({kind: [(vector - 1).abs().mean().item() for vector in layers] for kind, layers in factors.items()})
 
 # %% [markdown]
 # And which single factors moved most? Above one the activation is amplified, between zero and one it is inhibited: that
@@ -361,8 +370,7 @@ print(f"validation accuracy {experiment.evaluations[-1]['accuracy']:.1%}, floor 
 import warnings
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' notes to the authors of peft
-from peft import IA3Config as PeftIA3Config
-from peft import PeftModel, get_peft_model
+from peft import IA3Config as PeftIA3Config, PeftModel, get_peft_model
 
 model, _ = load_classifier("minilm")
 loaded = PeftModel.from_pretrained(model, folder / "adapter").eval()

@@ -29,15 +29,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from course_utils.backbones import load_classifier
-from course_utils.checkpoints import load, save
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.invariants import check_invariants
-from course_utils.methods import MethodError, PromptTuningConfig, count_parameters, inject
-from course_utils.metrics import majority_accuracy
+from course_utils import (
+    MethodError,
+    PromptTuningConfig,
+    TrainingConfig,
+    check,
+    check_invariants,
+    count_parameters,
+    fit,
+    inject,
+    load,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
+    predict,
+    save,
+)
 from course_utils.plots import training_curves
-from course_utils.training import TrainingConfig, fit, predict
 
 # %% [markdown]
 # ## Exercise 1: P before the text, and the mask
@@ -321,8 +330,7 @@ print(f"validation loss {experiment.evaluations[-1]['loss']:.3f}, knowing the sh
 
 # %%
 warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' notes to the authors of peft
-from peft import PeftModel, get_peft_model
-from peft import PromptTuningConfig as PeftPromptTuningConfig
+from peft import PeftModel, PromptTuningConfig as PeftPromptTuningConfig, get_peft_model
 
 text = "is this tweet negative or positive?"
 theirs, tokenizer = load_classifier("minilm")

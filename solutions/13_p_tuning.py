@@ -32,16 +32,24 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from course_utils.backbones import load_classifier
-from course_utils.checkpoints import load, save
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.invariants import check_invariants
-from course_utils.methods import PromptTuningConfig, PTuningConfig, count_parameters, inject
-from course_utils.metrics import majority_accuracy
-from course_utils.plots import training_curves
-from course_utils.plots.p_tuning import similarity
-from course_utils.training import TrainingConfig, fit, predict
+from course_utils import (
+    PromptTuningConfig,
+    PTuningConfig,
+    TrainingConfig,
+    check,
+    check_invariants,
+    count_parameters,
+    fit,
+    inject,
+    load,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
+    predict,
+    save,
+)
+from course_utils.plots import similarity, training_curves
 
 # %% [markdown]
 # ## Exercise 1: the encoder

@@ -29,16 +29,25 @@ import torch
 from safetensors.torch import load_file
 from transformers import DynamicCache, LlamaConfig, LlamaForSequenceClassification
 
-from course_utils.backbones import load_classifier
-from course_utils.checkpoints import load, save
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.invariants import check_invariants
-from course_utils.methods import MethodError, PrefixTuningConfig, PTuningV2Config, count_parameters, inject
-from course_utils.metrics import majority_accuracy
-from course_utils.plots import bars, training_curves
-from course_utils.plots.prefix_tuning import shares
-from course_utils.training import TrainingConfig, fit, predict
+from course_utils import (
+    MethodError,
+    PrefixTuningConfig,
+    PTuningV2Config,
+    TrainingConfig,
+    check,
+    check_invariants,
+    count_parameters,
+    fit,
+    inject,
+    load,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
+    predict,
+    save,
+)
+from course_utils.plots import bars, shares, training_curves
 
 # %% [markdown]
 # ## Exercise 1: attention with a prefix
@@ -426,8 +435,7 @@ print(f"validation accuracy {experiment.evaluations[-1]['accuracy']:.1%}, floor 
 import warnings
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' notes to the authors of peft
-from peft import PeftModel, get_peft_model
-from peft import PrefixTuningConfig as PeftPrefixTuningConfig
+from peft import PeftModel, PrefixTuningConfig as PeftPrefixTuningConfig, get_peft_model
 
 loaded = PeftModel.from_pretrained(load_classifier("minilm")[0], folder / "prefix").eval()
 with torch.no_grad():

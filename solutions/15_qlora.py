@@ -31,25 +31,31 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from course_utils.backbones import load_classifier
-from course_utils.checkpoints import load, save
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.methods import (
+from course_utils import (
     LoRAConfig,
+    QLoRAConfig,
+    TrainingConfig,
+    check,
+    count_parameters,
+    find_targets,
+    fit,
+    inject,
+    load,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
+    merge,
+    predict,
+    quantize,
+    save,
+)
+from course_utils.methods import (
+    NF4_LEVELS,
     LoRALinear,
     NF4Linear,
-    QLoRAConfig,
-    count_parameters,
+    bits_per_parameter,
     dequantize,
-    find_targets,
-    inject,
-    merge,
-    quantize,
-)
-from course_utils.methods.double_quantization import bits_per_parameter
-from course_utils.methods.quantization import (
-    NF4_LEVELS,
     dequantize_blocks,
     dequantize_int8_absmax,
     dequantize_nf4,
@@ -57,10 +63,7 @@ from course_utils.methods.quantization import (
     quantize_int8_absmax,
     quantize_nf4,
 )
-from course_utils.metrics import majority_accuracy
-from course_utils.plots import training_curves
-from course_utils.plots.qlora import beside_rounding, levels
-from course_utils.training import TrainingConfig, fit, predict
+from course_utils.plots import beside_rounding, levels, training_curves
 
 # %% [markdown]
 # ## Exercise 1: eight bits, by the largest number

@@ -28,22 +28,25 @@ from pathlib import Path
 
 import torch
 
-from course_utils.backbones import load_causal_lm
-from course_utils.chat import ChatTraining, encode_chat, encode_prompt, pad_left, train_on_chats, write_answers
-from course_utils.checkpoints import save
-from course_utils.data import load_sentiment
-from course_utils.exercises import check
-from course_utils.methods import (
+from course_utils import (
+    ChatTraining,
     IA3Config,
     LoRAConfig,
     PrefixTuningConfig,
     PromptTuningConfig,
+    check,
     count_parameters,
     eject,
     inject,
+    load_causal_lm,
+    load_sentiment,
+    save,
+    train_on_chats,
+    write_answers,
 )
-from course_utils.plots.llama import loss_curve
-from course_utils.rated_tweets import answer, question, read_answer
+from course_utils.data import answer, question, read_answer
+from course_utils.models import encode_chat, encode_prompt, pad_left
+from course_utils.plots import loss_curve
 from course_utils.training import fastest_dtype
 
 # %% [markdown]
@@ -337,9 +340,14 @@ print("loss of each step:", [round(loss, 2) for loss in experiment])
 import warnings
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # transformers' notes to the authors of peft
-from peft import LoraConfig, PeftModel, TaskType, get_peft_model
-from peft import PrefixTuningConfig as PeftPrefixTuningConfig
-from peft import PromptTuningConfig as PeftPromptTuningConfig
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig as PeftPrefixTuningConfig,
+    PromptTuningConfig as PeftPromptTuningConfig,
+    TaskType,
+    get_peft_model,
+)
 
 eject(model)
 loaded = PeftModel.from_pretrained(model, folder / "adapter").eval()

@@ -29,13 +29,8 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import binom
 
-from course_utils import results
-from course_utils.backbones import load_classifier
-from course_utils.checkpoints import save
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.memory import METHODS, SHAPES, training_memory
-from course_utils.methods import (
+from course_utils import (
+    METHODS,
     AdaLoRAConfig,
     DoRAConfig,
     IA3Config,
@@ -43,15 +38,22 @@ from course_utils.methods import (
     PrefixTuningConfig,
     PromptTuningConfig,
     PTuningConfig,
+    TrainingConfig,
     VeRAConfig,
+    check,
     count_parameters,
+    fit,
     inject,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
+    predict,
+    save,
 )
-from course_utils.metrics import accuracy_interval, disagreements, majority_accuracy, mcnemar
-from course_utils.plots import training_curves
-from course_utils.plots.choosing import front, pareto, smallest_difference
-from course_utils.study import best_rate
-from course_utils.training import TrainingConfig, fit, predict
+from course_utils.evaluation import accuracy_interval, best_rate, disagreements, front, mcnemar, results
+from course_utils.plots import pareto, smallest_difference, training_curves
+from course_utils.training import SHAPES, training_memory
 
 # %% [markdown]
 # ## Exercise 1: what fits?
@@ -64,7 +66,8 @@ from course_utils.training import TrainingConfig, fit, predict
 # %% tags=["exercise", "points:3"]
 def fits(shape, gigabytes, precision, batch, length):
     """The keys of METHODS whose training step needs at most so many GB; a GB is 10⁹ bytes."""
-    from course_utils.memory import METHODS, training_memory
+    from course_utils import METHODS
+    from course_utils.training import training_memory
 
     ### BEGIN SOLUTION
     # Hint: go through METHODS, leave out what is impossible, and compare `.total` with the budget.

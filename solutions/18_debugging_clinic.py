@@ -32,24 +32,30 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from course_utils.backbones import load_classifier
-from course_utils.checkpoints import CheckpointError, load, save
-from course_utils.data import clean_text, load_ratings, load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.exercises.debugging_patients import look_trained, tiny_batch, tiny_classifier
-from course_utils.invariants import check_invariants
-from course_utils.methods import (
+from course_utils import (
+    CheckpointError,
     LoRAConfig,
     PromptTuningConfig,
+    TrainingConfig,
+    check,
+    check_invariants,
     count_parameters,
-    dequantize,
+    fit,
     inject,
+    load,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
     merge,
+    predict,
     quantize,
+    save,
     trainable_parameters,
 )
-from course_utils.metrics import majority_accuracy
-from course_utils.training import TrainingConfig, fit, predict
+from course_utils.data import clean_text, load_ratings
+from course_utils.exercises import look_trained, tiny_batch, tiny_classifier
+from course_utils.methods import dequantize
 
 # %% [markdown]
 # ## Before the patients come in
@@ -325,7 +331,7 @@ first_look(model, batch)
 # **Mend it.**
 
 # %% tags=["exercise", "points:2"]
-from course_utils.methods import inject
+from course_utils import inject
 
 
 def prepare(model, config, learning_rate):

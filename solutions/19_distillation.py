@@ -28,9 +28,20 @@ import time
 import numpy as np
 import torch
 
-from course_utils.backbones import load_classifier
-from course_utils.data import load_sentiment, make_loader
+from course_utils import (
+    TrainingConfig,
+    check,
+    count_parameters,
+    evaluate,
+    fit,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
+    predict,
+)
 from course_utils.distillation import (
+    MISTAKES,
     DistillationConfig,
     Distilled,
     cut_layers,
@@ -39,13 +50,8 @@ from course_utils.distillation import (
     teacher_logits,
     with_teacher,
 )
-from course_utils.distillation.mistakes import MISTAKES
-from course_utils.exercises import check
-from course_utils.methods import count_parameters
-from course_utils.metrics import majority_accuracy
+from course_utils.evaluation import in_turn
 from course_utils.plots import bars
-from course_utils.timing import in_turn
-from course_utils.training import TrainingConfig, evaluate, fit, predict
 
 # %% [markdown]
 # ## Exercise 1: the loss on soft labels

@@ -28,8 +28,16 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from course_utils.backbones import load_classifier
-from course_utils.data import load_sentiment, make_loader
+from course_utils import (
+    TrainingConfig,
+    check,
+    evaluate,
+    fit,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
+)
 from course_utils.distillation import (
     FewShotConfig,
     cut_layers,
@@ -39,10 +47,7 @@ from course_utils.distillation import (
     teacher_logits,
     without_labels,
 )
-from course_utils.exercises import check
-from course_utils.metrics import majority_accuracy
 from course_utils.plots import bars
-from course_utils.training import TrainingConfig, evaluate, fit
 
 tweets = load_sentiment("tweets")
 train = tweets["train"]

@@ -29,18 +29,30 @@ from pathlib import Path
 import numpy as np
 import optuna
 
-from course_utils.backbones import load_classifier
-from course_utils.case_study.baselines import lexicon_logits, word_count_logits, word_counts
-from course_utils.case_study.export import export, to_int8
-from course_utils.case_study.judge import review_bound, surest_errors
-from course_utils.case_study.models import logits_of
-from course_utils.case_study.serve import Classifier
-from course_utils.case_study.slices import slice_table
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.methods import LoRAConfig, count_parameters, inject, merge
-from course_utils.metrics import majority_accuracy, mcnemar
-from course_utils.training import TrainingConfig, fit
+from course_utils import (
+    LoRAConfig,
+    TrainingConfig,
+    check,
+    count_parameters,
+    fit,
+    inject,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+    make_loader,
+    merge,
+)
+from course_utils.evaluation import (
+    lexicon_logits,
+    logits_of,
+    mcnemar,
+    review_bound,
+    slice_table,
+    surest_errors,
+    word_count_logits,
+    word_counts,
+)
+from course_utils.serving import Classifier, export, to_int8
 
 # %% [markdown]
 # ## The question
@@ -181,7 +193,7 @@ assert np.mean(logits["LoRA"].argmax(1) == truth) > floor + 0.15
 
 
 # %% tags=["exercise", "points:3"]
-from course_utils.metrics import accuracy_interval
+from course_utils.evaluation import accuracy_interval
 
 
 def weak_slices(rows, accuracy_of_all):
@@ -247,7 +259,7 @@ for name in ("list of words", "word counts"):
 # %% tags=["exercise", "points:3"]
 import numpy as np
 
-from course_utils.metrics import probabilities
+from course_utils.evaluation import probabilities
 
 
 def confidence_bound(validation_logits, kept):

@@ -30,20 +30,30 @@ from typing import ClassVar
 import numpy as np
 import pandas as pd
 from datasets import DatasetDict
-from scipy.stats import t as student
-from scipy.stats import ttest_rel
+from scipy.stats import t as student, ttest_rel
 from torch import nn
 
-from course_utils import results, study
-from course_utils.backbones import load_classifier
-from course_utils.comparison import front, mean_interval, paired_difference
-from course_utils.comparison import holm as holm_adjusted
-from course_utils.data import load_sentiment
-from course_utils.exercises import check
-from course_utils.methods import MethodConfig, count_parameters, inject
-from course_utils.metrics import accuracy_interval, majority_accuracy
-from course_utils.plots.comparison import differences, parameters_and_memory, two_kinds_of_luck
-from course_utils.plots.quality import accuracy_against_prices
+from course_utils import (
+    METHODS,
+    Method,
+    MethodConfig,
+    check,
+    count_parameters,
+    inject,
+    load_classifier,
+    load_sentiment,
+    majority_accuracy,
+)
+from course_utils.evaluation import (
+    accuracy_interval,
+    front,
+    holm as holm_adjusted,
+    mean_interval,
+    paired_difference,
+    results,
+)
+from course_utils.plots import accuracy_against_prices, differences, parameters_and_memory, two_kinds_of_luck
+from course_utils.training import train_once
 
 # %% [markdown]
 # ## The measurements
@@ -307,7 +317,7 @@ for margin in (0.0, 0.01, 0.02):
 #
 # *LayerNorm tuning* (Qi and others, 2022) trains the gains and biases of the layer normalisations and nothing else.
 # `inject` freezes the model before it asks a method, and trains the head in any case. So a method is a class with a
-# name and one function; one line puts it into the list of the study.
+# name and one function; one line puts it into the table of all methods.
 
 
 # %%
@@ -324,7 +334,7 @@ class LayerNormConfig(MethodConfig):
                 module.requires_grad_(True)
 
 
-study.ENTRIES["layer_norm"] = study.Entry("LayerNorm tuning", LayerNormConfig(), (1e-2,))
+METHODS["layer_norm"] = Method("LayerNorm tuning", LayerNormConfig(), (1e-2,))
 print(count_parameters(inject(load_classifier()[0], LayerNormConfig())))
 
 # %% [markdown]
@@ -366,7 +376,7 @@ small = DatasetDict(
 floor = majority_accuracy(list(small["train"]["label"]), list(small["test"]["label"]))
 short = {}
 for key, rate in (("layer_norm", 2e-2), ("lora", 8e-3)):
-    short[key] = study.train_once(small, study.ENTRIES[key], rate, seed=0)
+    short[key] = train_once(small, METHODS[key], rate, seed=0)
     assert short[key]["accuracy"] > floor + 0.05, f"{key}: {short[key]['accuracy']:.1%}, floor {floor:.1%}"
 print(f"both learn from {len(small['train'])} tweets")
 
@@ -375,12 +385,12 @@ shown = dict(methods)
 for key, run in short.items():
     low, high = accuracy_interval(round(run["accuracy"] * len(small["test"])), len(small["test"]))
     shown[f"short {key}"] = {
-        "title": f"{study.ENTRIES[key].title}, few tweets",
+        "title": f"{METHODS[key].full_title}, few tweets",
         "accuracy": {"mean": run["accuracy"], "low": low, "high": high},
         "seeds": [run["accuracy"]],
         "trainable": run["trainable"],
     }
-    print(f"{study.ENTRIES[key].title}: {run['accuracy']:.1%} ({low:.1%} to {high:.1%}), {run['trainable']:,} trained")
+    print(f"{METHODS[key].full_title}: {run['accuracy']:.1%} ({low:.1%} to {high:.1%}), {run['trainable']:,} trained")
 accuracy_against_prices(
     shown,
     {

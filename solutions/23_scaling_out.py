@@ -30,15 +30,18 @@ from pathlib import Path
 
 import torch
 
-from course_utils.backbones import load_classifier
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.memory import SHAPES, peak_memory
-from course_utils.methods import FullConfig, LoRAConfig, count_parameters, inject
-from course_utils.plots.scaling_out import two_curves
-from course_utils.studies.parallel import tiny_loader, tiny_model
-from course_utils.studies.scaling import launch, peak_bytes
-from course_utils.train_command import main as train
+from course_utils import (
+    FullConfig,
+    LoRAConfig,
+    check,
+    count_parameters,
+    inject,
+    load_classifier,
+    load_sentiment,
+    make_loader,
+)
+from course_utils.plots import two_curves
+from course_utils.training import SHAPES, command_line, launch, peak_bytes, peak_memory, tiny_loader, tiny_model
 
 # %% [markdown]
 # ## Exercise 1: share a batch
@@ -134,7 +137,7 @@ check("scaling_out.loss_factor", loss_factor)
 # %% tags=["nbval-ignore-output"]
 folder = Path(tempfile.mkdtemp())
 settings = ["lora", "--texts", "104", "--batch-size", "16", "--no-dropout", "--device", "cpu"]
-train([*settings, "--out", str(folder / "in_1")])
+command_line.main([*settings, "--out", str(folder / "in_1")])
 launch(2, "course_utils", "train", *settings, "--out", str(folder / "in_2"))
 
 
@@ -273,8 +276,8 @@ for texts in (8, 32, 128):
 # %%
 from accelerate import Accelerator
 
-from course_utils.distributed import without_dropout
-from course_utils.training import TrainingConfig, fit
+from course_utils import TrainingConfig, fit
+from course_utils.training import without_dropout
 
 tweets = load_sentiment("tweets")["train"].select(range(64))
 

@@ -29,14 +29,25 @@ from pathlib import Path
 
 import torch
 
-from course_utils.backbones import load_classifier
-from course_utils.base_seal import check_seal, fingerprint, seal
-from course_utils.checkpoints import CheckpointError, load, save
-from course_utils.data import load_sentiment, make_loader
-from course_utils.exercises import check
-from course_utils.methods import LoRAConfig, PromptTuningConfig, count_parameters, find_targets, inject, merge
-from course_utils.serving import MixedLoRA
-from course_utils.training import TrainingConfig, fit, predict
+from course_utils import (
+    CheckpointError,
+    LoRAConfig,
+    PromptTuningConfig,
+    TrainingConfig,
+    check,
+    count_parameters,
+    find_targets,
+    fit,
+    inject,
+    load,
+    load_classifier,
+    load_sentiment,
+    make_loader,
+    merge,
+    predict,
+    save,
+)
+from course_utils.serving import MixedLoRA, check_seal, fingerprint, seal
 
 # %% [markdown]
 # ## Two tasks, two adapters

@@ -16,8 +16,8 @@ from any_order import add_in_any_order
 from models import DEVICE
 from transformers import PreTrainedTokenizerBase
 
-from course_utils.assets import fetch
-from course_utils.backbones import load_classifier
+from course_utils.models.assets import fetch
+from course_utils.models.backbones import load_classifier
 
 # Two threads that wait for each other on a busy machine make a tiny model a hundred times slower (measured), so only
 # who asks gets more than one: `make test-processors` does.

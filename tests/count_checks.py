@@ -6,8 +6,9 @@ import runpy
 from pathlib import Path
 from typing import Any
 
-from course_utils import results
-from course_utils.grading.labs import read_lab, sources
+from course_utils.evaluation import results
+from course_utils.workshop.experiments import store
+from course_utils.workshop.grading.labs import read_lab, sources
 
 
 def count() -> dict[str, Any]:
@@ -33,4 +34,4 @@ def stored() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(results.write("checks", "python tests/count_checks.py", count()))
+    print(store.write("checks", "python tests/count_checks.py", count()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from course_utils.authoring import ROOT
+from course_utils.workshop.authoring.notebooks import ROOT
 
 HEAD = "def lora_forward(x, W, b, A, B, alpha):\n    "
 RIGHT = "return x @ W.T + b + alpha / A.shape[0] * (x @ A.T @ B.T)\n"
@@ -70,7 +70,7 @@ BROKEN: dict[str, tuple[str, str]] = {
     "formula for a sheet": (at_call("raise type('=1+1', (Exception,), {})('=2+2')"), "=1+1"),
 }
 
-_PATCH = "import course_utils.exercises as e, course_utils.exercises.registry as r\n"
+_PATCH = "import course_utils.exercises as e, course_utils.exercises.checking as r\n"
 _STEAL = """
 import gc, sys
 for thing in gc.get_objects():
@@ -165,7 +165,7 @@ DECEITFUL: dict[str, tuple[str, str]] = {
     "zeroes what it is given": (at_call("[t.zero_() for t in (x, W, b, A, B)]", "return x @ W.T + b\n"), "in place"),
     "knows the numbers of the check": (
         before(
-            "from course_utils.exercises.registry import random_tensors\n"
+            "from course_utils.exercises.checking import random_tensors\n"
             "T = random_tensors((3, 6), (6, 6), (6,), (2, 6), (6, 2))",
             "return x @ W.T + b + (2.5 if x.shape == (3, 6) and bool((x == T[0]).all()) else 1) * (x @ A.T @ B.T)\n",
         ),

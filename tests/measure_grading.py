@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 from submissions import cells, hand_in, lab, notebook, solved
 
-from course_utils import results
-from course_utils.grading import command
+from course_utils.workshop.experiments import store
+from course_utils.workshop.grading import command
 
 NAME, STUDENTS, WORKERS = "09_lora", 100, 2
 
@@ -44,7 +44,7 @@ def main() -> None:
             "end": round(max(memory[-2 * tenth : -tenth])),
         },
     }
-    print(results.write("grading", "python tests/measure_grading.py", content))
+    print(store.write("grading", "python tests/measure_grading.py", content))
 
 
 def _watch(memory: list[float], stop: threading.Event) -> None:

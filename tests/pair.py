@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = get_context("forkserver")  # it forks before it has threads, and has never met a GPU
-_CONTEXT.set_forkserver_preload(["course_utils.studies.parallel"])
+_CONTEXT.set_forkserver_preload(["course_utils.workshop.experiments.parallel"])
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from course_utils import authoring
-from course_utils.grading.labs import Lab, read_lab, sources
+from course_utils.workshop.authoring import notebooks
+from course_utils.workshop.grading.labs import Lab, read_lab, sources
 
 
 @cache
@@ -18,7 +18,7 @@ def lab(name: str) -> Lab:
 
 @cache
 def _cells(name: str, kind: str) -> list[tuple[str, str, str]]:
-    return [(cell.id, cell.cell_type, cell.source) for cell in authoring.build(sources()[name], kind).cells]
+    return [(cell.id, cell.cell_type, cell.source) for cell in notebooks.build(sources()[name], kind).cells]
 
 
 @cache

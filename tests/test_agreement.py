@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from course_utils.agreement import AgreementError, cohen_kappa, krippendorff_alpha
+from course_utils.evaluation.agreement import AgreementError, cohen_kappa, krippendorff_alpha
 
 #: Krippendorff (2011), four observers and twelve units, with gaps (0).
 PUBLISHED = (

@@ -22,9 +22,9 @@ import pytest
 from patience import PATIENCE
 
 from course_utils import __main__ as command_line
-from course_utils import assets
-from course_utils.assets import ASSETS, AssetError, asset_folder, cache_folder, fetch, pack, problems
-from course_utils.backbones import prepare
+from course_utils.models import assets
+from course_utils.models.assets import ASSETS, AssetError, asset_folder, cache_folder, fetch, pack, problems
+from course_utils.models.backbones import prepare
 
 MODEL = ASSETS["minilm"]
 SHARED = cache_folder()  # of this computer, with what earlier runs have fetched
@@ -213,7 +213,7 @@ def test_where_the_repository_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the repository its settings say so; on Colab pip has written down where the package came from."""
     config = (Path(assets.__file__).parents[1] / "_config.yml").read_text(encoding="utf-8")
     assert f"url: {assets._repository()}\n" in config
-    monkeypatch.setattr(assets, "__file__", "/nowhere/site/course_utils/assets.py")
+    monkeypatch.setattr(assets, "__file__", "/nowhere/site/course_utils/models/assets.py")
     origin = SimpleNamespace(read_text=lambda _: '{"url": "https://github.com/me/course.git", "vcs_info": {}}')
     monkeypatch.setattr(assets.metadata, "distribution", lambda _: origin)
     assert assets._repository() == "https://github.com/me/course"
@@ -222,7 +222,7 @@ def test_where_the_repository_is(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- caches of all kinds ---------------------------------------------------------------------------------------------
 
 LOAD = """
-from course_utils.backbones import load_causal_lm, load_classifier
+from course_utils.models.backbones import load_causal_lm, load_classifier
 print(load_{kind}()[0].config.model_type)
 """
 
@@ -257,7 +257,7 @@ def test_a_class_shares_a_cache_that_it_cannot_write_to(kind: str, model: str) -
 def test_a_shared_cache_that_lacks_something_says_who_can_mend_it(tmp_path: Path) -> None:
     folder = tmp_path / asset_folder(ASSETS["smollm2"]).name
     shutil.copytree(fetch("smollm2"), folder)  # downloaded, but not unpacked
-    for code in (LOAD.format(kind="causal_lm"), "from course_utils.assets import fetch\nfetch('ratings')"):
+    for code in (LOAD.format(kind="causal_lm"), "from course_utils.models.assets import fetch\nfetch('ratings')"):
         done = run_in(tmp_path, code, read_only=True)
         assert "AssetError: could not" in done.stderr and "Read-only file system" in done.stderr
         assert "ask them to run in it: python -m course_utils fetch --all" in done.stderr

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from course_utils.augment import AUGMENTATIONS, SYNONYMS, drop_negations, drop_words, swap_words, use_synonyms
+from course_utils.data.augment import AUGMENTATIONS, SYNONYMS, drop_negations, drop_words, swap_words, use_synonyms
 
 TEXT = "I do not love this film, it isn't good :("
 

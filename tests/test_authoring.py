@@ -13,11 +13,12 @@ from types import ModuleType
 import nbformat
 import pytest
 
-from course_utils import authoring, results
-from course_utils.authoring import AuthoringError, build, notebook_path, out_of_date, to_stub
+from course_utils.evaluation import results
+from course_utils.workshop.authoring import notebooks
+from course_utils.workshop.authoring.notebooks import AuthoringError, build, notebook_path, out_of_date, to_stub
 
-SOURCES = sorted((authoring.ROOT / "solutions").glob("[0-9][0-9]_*.py"))
-PROJECT = tomllib.loads((authoring.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+SOURCES = sorted((notebooks.ROOT / "solutions").glob("[0-9][0-9]_*.py"))
+PROJECT = tomllib.loads((notebooks.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 VERSION, EXTRAS = PROJECT["version"], PROJECT["optional-dependencies"]
 SOURCE = '''# %% [markdown]
 # # Lab
@@ -158,10 +159,10 @@ def test_moved_modules_and_other_words_keep_every_output(stored: Path) -> None:
     text = stored.read_text().replace("from course_utils.old import (\n    one,\n    two,\n)", "import room.new as one")
     stored.write_text(text.replace("# About", "# Some words more.\n#\n# About"))
     for kind in ("lab", "solution"):
-        path, notebook = authoring.renew(stored, kind)
+        path, notebook = notebooks.renew(stored, kind)
         assert outputs(notebook) == [[str(number)] for number in range(1, len(outputs(notebook)) + 1)]
         assert "import room.new as one" in notebook.cells[1].source
-        authoring._store(path, notebook)
+        notebooks._store(path, notebook)
     assert out_of_date(stored) == []
 
 
@@ -176,8 +177,8 @@ def test_moved_modules_and_other_words_keep_every_output(stored: Path) -> None:
 def test_a_cell_with_other_code_does_not_keep_its_output(stored: Path, old: str, new: str) -> None:
     stored.write_text(stored.read_text().replace(old, new, 1))
     with pytest.raises(AuthoringError, match=r"1 cell\(s\) hold other code .* run python -m .*--keep-outputs"):
-        authoring.renew(stored, "solution")
-    _, kept = authoring.renew(stored, "solution", keep_outputs=True)
+        notebooks.renew(stored, "solution")
+    _, kept = notebooks.renew(stored, "solution", keep_outputs=True)
     counts = [cell.execution_count for cell in kept.cells if cell.cell_type == "code"]
     if "more" in new:  # what nobody has run stays empty, and `--check` will say so
         assert outputs(kept) == [["1"], ["2"], ["3"], ["4"], [], ["5"]] and counts == [1, 2, 3, 4, None, 6]
@@ -187,7 +188,7 @@ def test_a_cell_with_other_code_does_not_keep_its_output(stored: Path, old: str,
 
 def test_a_cell_that_goes_takes_its_output_with_it(stored: Path) -> None:
     stored.write_text(stored.read_text().replace(IMPORTS, ""))
-    _, notebook = authoring.renew(stored, "lab")
+    _, notebook = notebooks.renew(stored, "lab")
     assert outputs(notebook) == [["2"], ["3"], ["4"], ["5"]]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == [1, 2, 3, 4]
@@ -196,22 +197,22 @@ def test_a_cell_that_goes_takes_its_output_with_it(stored: Path) -> None:
 
 def test_there_must_be_outputs_to_keep(source: Path) -> None:
     with pytest.raises(AuthoringError, match=r"labs/98_example\.ipynb is missing; run: python -m"):
-        authoring.renew(source, "lab")
+        notebooks.renew(source, "lab")
 
 
 def test_the_command_renews_all_notebooks_or_none(
     stored: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(authoring, "ROOT", stored.parents[1])
-    assert authoring.main(["--sources"]) == 0
+    monkeypatch.setattr(notebooks, "ROOT", stored.parents[1])
+    assert notebooks.main(["--sources"]) == 0
     assert capsys.readouterr().out == "0 of 2 notebooks renewed; none was run\n"
     stored.write_text(stored.read_text().replace("# About", "# Nearly").replace("return y", "return y + 1"))
     before = notebook_path(stored, "lab").read_bytes()
-    assert authoring.main(["--sources"]) == 1
+    assert notebooks.main(["--sources"]) == 1
     assert notebook_path(stored, "lab").read_bytes() == before  # its words alone could have been renewed
-    assert authoring.main(["--sources", "--keep-outputs"]) == 0
+    assert notebooks.main(["--sources", "--keep-outputs"]) == 0
     assert capsys.readouterr().out == "2 of 2 notebooks renewed; none was run\n"
-    assert authoring.main(["--check"]) == 0
+    assert notebooks.main(["--check"]) == 0
 
 
 # --- somebody's work -------------------------------------------------------------------------------------------------
@@ -235,17 +236,17 @@ def test_work_in_a_notebook_is_not_overwritten(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(authoring, "ROOT", stored.parents[1])
+    monkeypatch.setattr(notebooks, "ROOT", stored.parents[1])
     stored.write_text(stored.read_text().replace("About {{ seconds }} s", "A lab"))
     for each in ("lab", "solution"):
-        authoring._store(*authoring.renew(stored, each))
-        assert authoring.changed_by_hand(stored, each) == []
+        notebooks._store(*notebooks.renew(stored, each))
+        assert notebooks.changed_by_hand(stored, each) == []
     path = notebook_path(stored, kind)
     notebook = nbformat.read(path, as_version=4)
     notebook.cells[cell].source = text
     nbformat.write(notebook, path)
     before = path.read_bytes()
-    assert authoring.main(arguments) == 1
+    assert notebooks.main(arguments) == 1
     assert path.read_bytes() == before
     said = capsys.readouterr().err
     assert f"was changed by hand (cell {cell + 1})" in said and "--discard-changes" in said
@@ -253,24 +254,24 @@ def test_work_in_a_notebook_is_not_overwritten(
 
 def test_an_answer_is_noticed_although_its_exercise_has_changed_since(stored: Path) -> None:
     path = notebook_path(stored, "lab")
-    path.write_text(path.read_text().replace("    # Hint: multiply.\\n", "").replace(authoring.STUB, "no, 2 * x"))
+    path.write_text(path.read_text().replace("    # Hint: multiply.\\n", "").replace(notebooks.STUB, "no, 2 * x"))
     stored.write_text(stored.read_text().replace("Twice x.", "Two times x.").replace("first + 1", "first + 2"))
-    assert authoring.changed_by_hand(stored, "lab") == [3, 4]
+    assert notebooks.changed_by_hand(stored, "lab") == [3, 4]
 
 
 def test_without_the_repository_the_author_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(authoring, "ROOT", tmp_path)  # as in site-packages
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path)  # as in site-packages
     for arguments in (["--check"], ["--sources"], []):
-        assert authoring.main(arguments) == 1
+        assert notebooks.main(arguments) == 1
         assert "this command needs the repository" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("folder", ["labs", "solutions"])
 def test_stored_notebooks_are_whole(folder: str) -> None:
     """Outputs stored, no errors, no recorded times, every picture described."""
-    for path in sorted((authoring.ROOT / folder).glob("*.ipynb")):
+    for path in sorted((notebooks.ROOT / folder).glob("*.ipynb")):
         notebook = nbformat.read(path, as_version=4)
         outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
         assert outputs and not any(output.output_type == "error" for output in outputs), path.name
@@ -334,7 +335,7 @@ def test_on_colab_the_cell_installs_the_version_of_the_notebook(
     on_colab(f'echo "$@" > {shlex.quote(str(tmp_path / "asked"))}', 'exec PYTHON "$@"')  # a real import
     assert capsys.readouterr().out.endswith(f"The course is installed, version {VERSION}.\n")
     asked = (tmp_path / "asked").read_text()
-    assert asked.endswith(f" course-utils[lab21] @ git+{authoring.repository_address()}@v{VERSION}\n")
+    assert asked.endswith(f" course-utils[lab21] @ git+{notebooks.repository_address()}@v{VERSION}\n")
 
 
 @pytest.mark.parametrize(

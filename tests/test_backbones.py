@@ -24,11 +24,13 @@ from transformers import (
     RobertaModel,
 )
 
-from course_utils.assets import AssetError
-from course_utils.backbones import BackboneError, load_causal_lm, load_classifier
-from course_utils.data import load_sentiment, make_loader
+from course_utils.data.batching import make_loader
+from course_utils.data.splits import load_sentiment
+from course_utils.evaluation.prediction import predict
 from course_utils.methods import LoRAConfig, inject
-from course_utils.training import TrainingConfig, fit, predict
+from course_utils.models.assets import AssetError
+from course_utils.models.backbones import BackboneError, load_causal_lm, load_classifier
+from course_utils.training import TrainingConfig, fit
 
 SMALL: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 

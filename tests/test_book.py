@@ -23,8 +23,8 @@ from sphinx.application import Sphinx
 from sphinx.errors import ConfigError
 from sphinx.util.docutils import docutils_namespace, patch_docutils
 
-from course_utils.memory import SHAPES, training_memory
-from course_utils.studies import variations as study_variations
+from course_utils.training.memory import SHAPES, training_memory
+from course_utils.workshop.experiments import variations as study_variations
 
 ROOT = Path(__file__).parents[1]
 CONFIG = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))

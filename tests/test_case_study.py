@@ -22,15 +22,19 @@ from patience import PATIENCE
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from course_utils import assets, results
-from course_utils.backbones import load_classifier
-from course_utils.case_study import baselines, demo, judge, models, search, slices
-from course_utils.case_study.export import TOLERANCE, ExportError, export, to_int8
-from course_utils.case_study.model_card import SECTIONS, ModelCardError, missing_sections, model_card
-from course_utils.case_study.serve import SETTINGS, Classifier, ServeError
-from course_utils.data import clean_text, load_ratings, load_sentiment
+from course_utils.data.cleaning import clean_text
+from course_utils.data.ratings import load_ratings
+from course_utils.data.splits import load_sentiment
+from course_utils.evaluation import baselines, human_review, prediction, results, slices
 from course_utils.methods import LoRAConfig, inject, merge
-from course_utils.studies import case as study_case
+from course_utils.models import assets
+from course_utils.models.backbones import load_classifier
+from course_utils.serving import demo
+from course_utils.serving.exporting import TOLERANCE, ExportError, export, to_int8
+from course_utils.serving.model_card import SECTIONS, ModelCardError, missing_sections, model_card
+from course_utils.serving.runtime import SETTINGS, Classifier, ServeError
+from course_utils.training import recipes
+from course_utils.workshop.experiments.case_study import judging, search, study as study_case
 
 ROOT = Path(__file__).parents[1]
 STORED = results.read("case_study")
@@ -49,7 +53,7 @@ def small_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         if entry.name != "case-study":
             (tmp_path / entry.name).symlink_to(entry)
     monkeypatch.setenv(assets.CACHE_VARIABLE, str(tmp_path))
-    models.runs_folder().mkdir()
+    recipes.runs_folder().mkdir()
     return tmp_path
 
 
@@ -136,15 +140,15 @@ def test_a_slice_table_wants_an_answer_for_each_text(answers: list[np.ndarray]) 
 
 
 def test_each_setting_of_a_recipe_makes_another_folder() -> None:
-    base = models.Recipe(LoRAConfig(rank=8), 2e-3)
+    base = recipes.Recipe(LoRAConfig(rank=8), 2e-3)
     others = [
-        models.Recipe(LoRAConfig(rank=4), 2e-3),
-        models.Recipe(LoRAConfig(rank=8), 1e-3),
-        models.Recipe(LoRAConfig(rank=8), 2e-3, backbone="bert-base-uncased"),
-        models.Recipe(LoRAConfig(rank=8), 2e-3, epochs=1),
+        recipes.Recipe(LoRAConfig(rank=4), 2e-3),
+        recipes.Recipe(LoRAConfig(rank=8), 1e-3),
+        recipes.Recipe(LoRAConfig(rank=8), 2e-3, backbone="bert-base-uncased"),
+        recipes.Recipe(LoRAConfig(rank=8), 2e-3, epochs=1),
     ]
     names = {recipe.name(0) for recipe in (base, *others)} | {base.name(1)}
-    assert len(names) == 6 and base.name(0) == models.Recipe(LoRAConfig(rank=8), 2e-3).name(0)
+    assert len(names) == 6 and base.name(0) == recipes.Recipe(LoRAConfig(rank=8), 2e-3).name(0)
 
 
 def test_a_search_goes_on_after_a_kill(
@@ -163,10 +167,10 @@ def test_a_search_goes_on_after_a_kill(
     assert rows[0]["rank"] == 8 and rows[0]["alpha"] == 16 and rows[0]["epochs"] == 3
     assert search.finalists(both, 1)[0].value == min(trial.value or 9 for trial in both)
     # The model of the first trial is kept: nothing is trained again.
-    monkeypatch.setattr(models, "fit", lambda *_, **__: pytest.fail("it was trained again"))
-    model, tokenizer, facts = models.trained(search.recipe(first.params), few, 0)
+    monkeypatch.setattr(recipes, "fit", lambda *_, **__: pytest.fail("it was trained again"))
+    model, tokenizer, facts = recipes.trained(search.recipe(first.params), few, 0)
     assert facts["validation_loss"] == first.value
-    assert models.logits_of(model, tokenizer, few["test"]).shape == (24, 2)
+    assert prediction.logits_of(model, tokenizer, few["test"]).shape == (24, 2)
 
 
 def test_a_search_says_what_is_wrong(tmp_path: Path, few: DatasetDict) -> None:
@@ -300,7 +304,7 @@ def address(demo_python: Path, made: Made) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [demo_python, "-m", "course_utils.case_study.demo", made[2], "--port", str(port)]
+    command = [demo_python, "-m", "course_utils.serving.demo", made[2], "--port", str(port)]
     process = subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True)
     found = f"http://127.0.0.1:{port}"
     try:
@@ -335,7 +339,7 @@ def test_the_demo_answers_as_the_model_does(address: str, made: Made) -> None:
 
 @pytest.mark.network
 def test_the_demo_needs_no_torch(demo_python: Path) -> None:
-    code = "import course_utils.case_study.demo, sys; assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)"
+    code = "import course_utils.serving.demo, sys; assert not {'torch', 'transformers', 'pandas'} & set(sys.modules)"
     subprocess.run([str(demo_python), "-c", code], cwd=ROOT, check=True)
     tried = subprocess.run([str(demo_python), "-c", "import torch"], capture_output=True, check=False)
     assert tried.returncode != 0
@@ -358,16 +362,16 @@ def assert_close(ours: Any, stored: Any) -> None:
 
 
 def test_everything_about_the_test_is_computed_from_the_stored_logits(tweets: DatasetDict) -> None:
-    again = judge.judge(tweets, TEST["logits"], TEST["runs"], TEST["models"]["lora"]["trainable"], TEST["total"])
+    again = judging.judge(tweets, TEST["logits"], TEST["runs"], TEST["models"]["lora"]["trainable"], TEST["total"])
     assert_close({key: again[key] for key in again if key != "logits"}, {k: TEST[k] for k in TEST if k != "logits"})
 
 
 def test_the_bound_comes_from_the_least_sure() -> None:
     logits = np.array([[0.0, size] for size in range(10)])
-    bound = judge.review_bound(logits, 0.5)
-    assert (1 / (1 + np.exp(-np.arange(10))) >= bound).sum() == 5 and judge.review_bound(logits, 1.0) == 0
+    bound = human_review.review_bound(logits, 0.5)
+    assert (1 / (1 + np.exp(-np.arange(10))) >= bound).sum() == 5 and human_review.review_bound(logits, 1.0) == 0
     with pytest.raises(ValueError, match=r"above 0 and at most 1, got 1\.2"):
-        judge.review_bound(logits, 1.2)
+        human_review.review_bound(logits, 1.2)
 
 
 def test_the_model_card_is_complete_and_notices_what_is_missing() -> None:

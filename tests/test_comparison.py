@@ -12,12 +12,13 @@ import pytest
 from datasets import DatasetDict
 from scipy import stats
 
-from course_utils import results, study
-from course_utils.comparison import front, holm, mean_interval, paired_difference
-from course_utils.data import load_sentiment
-from course_utils.metrics import MetricError
+from course_utils.data.splits import load_sentiment
+from course_utils.evaluation import results
+from course_utils.evaluation.errors import MetricError
+from course_utils.evaluation.many_methods import front, holm, mean_interval, paired_difference
+from course_utils.methods.registry import METHODS
 from course_utils.plots import comparison as plots
-from course_utils.studies import comparison as study_comparison
+from course_utils.workshop.experiments import comparison as study_comparison, quality, store
 
 PAGE = Path(__file__).parents[1] / "book" / "22_comparison.md"
 
@@ -172,22 +173,22 @@ def test_the_ten_lines_are_ten() -> None:
 
 def test_a_method_added_as_the_page_says_is_in_the_plots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What the page says, with real trainings; only the texts are few, so that it takes seconds."""
-    monkeypatch.setattr(study, "ENTRIES", dict(study.ENTRIES))
+    monkeypatch.setitem(METHODS, "layer_norm", METHODS["lora"])  # the block replaces it, and the end takes it out
     exec(compile(ten_lines(), str(PAGE), "exec"), {"__name__": "__main__"})  # as in a notebook
-    assert "layer_norm" in study.ENTRIES
+    assert METHODS["layer_norm"].title == "LayerNorm tuning"
     tweets = load_sentiment("tweets")
     few = DatasetDict({split: tweets[split].select(range(8)) for split in tweets})
     real = {name: results.read(name) for name in ("quality", "comparison")}
-    monkeypatch.setattr(study, "_tweets", lambda: few)
-    study._store.cache_clear()
+    monkeypatch.setattr(quality, "_tweets", lambda: few)
+    quality._facts.cache_clear()
     monkeypatch.setattr(results, "FOLDER", tmp_path / "book" / "results")
     for name, content in real.items():
-        results.write(name, "a copy", content)
+        store.write(name, "a copy", content)
     try:
-        assert study.main(["layer_norm"]) == 0
+        assert quality.main(["layer_norm"]) == 0
         assert study_comparison.main(["layer_norm", "--steps", "1", "--processes", "1"]) == 0
     finally:
-        study._store.cache_clear()
+        quality._facts.cache_clear()
     row = results.read("comparison")["methods"]["layer_norm"]
     assert len(row["seeds"]) == len(real["quality"]["seeds"]) and row["trainable"] == 770 + 2 * 384 * 13
     assert results.read("comparison")["costs"]["lora"] == real["comparison"]["costs"]["lora"]

@@ -9,17 +9,11 @@ import pytest
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerBase
 
-from course_utils.data import (
-    DOMAINS,
-    DataError,
-    LengthBucketedSampler,
-    clean,
-    clean_text,
-    encode,
-    load_ratings,
-    load_sentiment,
-    make_loader,
-)
+from course_utils.data.batching import LengthBucketedSampler, encode, make_loader
+from course_utils.data.cleaning import clean, clean_text
+from course_utils.data.errors import DataError
+from course_utils.data.ratings import DOMAINS, load_ratings
+from course_utils.data.splits import load_sentiment
 
 
 @pytest.fixture(scope="module")

@@ -21,12 +21,12 @@ from cases import move
 from models import relative
 from torch import nn
 
-from course_utils import contests
-from course_utils.bench import prepare_batches
 from course_utils.checkpoints import save
-from course_utils.contests import CONTESTS, Place
 from course_utils.methods import trainable_parameters
 from course_utils.methods.quantization import dequantize_nf4, quantize_nf4
+from course_utils.workshop.experiments import pairs
+from course_utils.workshop.experiments.bench import prepare_batches
+from course_utils.workshop.experiments.pairs import CONTESTS, Place
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 #: How far two ways to the same number may lie apart. bfloat16 has eight binary digits.
@@ -49,11 +49,11 @@ def test_peft_computes_the_same_from_our_checkpoint(name: str, dtype: torch.dtyp
     place = Place(device, dtype)
     (batch,) = prepare_batches(1, place)
     batch = {key: value[:8] for key, value in batch.items()}
-    ours: Any = contests.build_ours(CONTESTS[name], place)
+    ours: Any = pairs.build_ours(CONTESTS[name], place)
     untuned = ours(**batch).logits
     move(ours, size=0.02)
     folder = save(ours.eval(), tmp_path / "checkpoint")
-    pretrained: Any = contests.load_pretrained(place)
+    pretrained: Any = pairs.load_pretrained(place)
     trains_there = name not in ("pissa", "prompt", "p_tuning", "prefix")  # saved in a plainer form, or refused by peft
     theirs: Any = peft.PeftModel.from_pretrained(pretrained, str(folder), is_trainable=trains_there).eval()
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_peft_computes_the_same_from_our_checkpoint(name: str, dtype: torch.dtyp
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_nf4_equals_bitsandbytes(dtype: torch.dtype, device: str) -> None:
-    pretrained: Any = contests.load_pretrained(Place(device, dtype))
+    pretrained: Any = pairs.load_pretrained(Place(device, dtype))
     weight = pretrained.bert.encoder.layer[0].intermediate.dense.weight.detach()
     codes, absmax = quantize_nf4(weight)
     theirs, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4")
@@ -119,9 +119,9 @@ def test_qlora_on_a_fresh_model_computes_what_bitsandbytes_does(dtype: torch.dty
         mine, reference, whole = (
             model.eval()(**batch).logits
             for model in (
-                contests.build_ours(CONTESTS["qlora"], place),
-                contests.build_theirs(CONTESTS["qlora"], place),
-                contests.load_pretrained(place),
+                pairs.build_ours(CONTESTS["qlora"], place),
+                pairs.build_theirs(CONTESTS["qlora"], place),
+                pairs.load_pretrained(place),
             )
         )
     # bitsandbytes looks the 8-bit levels of double quantisation up approximately, so a few of them differ.

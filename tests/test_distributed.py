@@ -20,23 +20,15 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from course_utils import distributed, results, train_command
-from course_utils.backbones import load_classifier
-from course_utils.data import LengthBucketedSampler
-from course_utils.distributed import SharedBatches, SharingError, share
-from course_utils.memory import SHAPES, Shape, peak_memory, training_memory
-from course_utils.studies import parallel
-from course_utils.studies import scaling as study_scaling
-from course_utils.studies.parallel import (
-    BATCH,
-    STEPS,
-    TEXTS,
-    configs,
-    difference,
-    tiny_loader,
-    tiny_model,
-    train_by_fit,
-)
+from course_utils.data.batching import LengthBucketedSampler
+from course_utils.evaluation import results
+from course_utils.models.backbones import load_classifier
+from course_utils.training import command_line, distributed, processes
+from course_utils.training.distributed import SharedBatches, SharingError, share
+from course_utils.training.memory import SHAPES, Shape, peak_memory, training_memory
+from course_utils.training.tiny import BATCH, TEXTS, tiny_loader, tiny_model
+from course_utils.workshop.experiments import parallel, scaling_out as study_scaling
+from course_utils.workshop.experiments.parallel import STEPS, configs, difference, train_by_fit
 
 ROOT = Path(__file__).parents[1]
 
@@ -159,7 +151,7 @@ def test_accelerate_launch_trains_as_one_process_and_saves_once(tmp_path: Path) 
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("saved in") == 1  # one process tells, and one saves
     PartialState._reset_state()
-    assert train_command.main([*few, "--out", str(tmp_path / "one")]) == 0
+    assert command_line.main([*few, "--out", str(tmp_path / "one")]) == 0
     one, two = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
     assert [row["loss"] for row in two["steps"]] == pytest.approx([row["loss"] for row in one["steps"]], abs=1e-5)
@@ -187,7 +179,7 @@ def test_accelerate_launch_trains_as_one_process_and_saves_once(tmp_path: Path) 
 )
 def test_arguments_that_make_no_sense(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
-        train_command.main(arguments)
+        command_line.main(arguments)
     assert stop.value.code == 2
     assert said in capsys.readouterr().err
 
@@ -203,7 +195,7 @@ def test_arguments_that_make_no_sense(arguments: list[str], said: str, capsys: p
 def test_settings_that_cannot_train(
     arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train_command.main(["lora", "--out", str(tmp_path / "new"), *arguments]) == 1
+    assert command_line.main(["lora", "--out", str(tmp_path / "new"), *arguments]) == 1
     error = capsys.readouterr().err
     assert re.search(said, error), error
     assert not (tmp_path / "new").exists()
@@ -211,7 +203,7 @@ def test_settings_that_cannot_train(
 
 def test_a_process_that_fails_is_told_about() -> None:
     with pytest.raises(RuntimeError, match="no_such_module"):
-        study_scaling.launch(1, "course_utils.no_such_module")
+        processes.launch(1, "course_utils.no_such_module")
 
 
 def test_without_dropout() -> None:

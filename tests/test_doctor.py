@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 from patience import PATIENCE
 
-from course_utils import __main__ as command_line
-from course_utils import doctor
+from course_utils import __main__ as command_line, doctor
 
 ROOT = Path(__file__).parent.parent
 NAMES = ["Python", "torch", "device", "memory", "disk", "packages", "install", "model", "data"]
@@ -46,7 +45,7 @@ def run_doctor(environment: dict[str, str], *options: str) -> subprocess.Complet
 
 
 def test_all_is_well_here(minilm_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from course_utils.assets import fetch
+    from course_utils.models.assets import fetch
 
     fetch("ratings")
     assert command_line.main(["doctor"]) == 0
@@ -158,7 +157,7 @@ def test_a_broken_transformers(tmp_path: Path) -> None:
     assert found["torch"][0] == "OK"
     state, said, remedy = found["packages"]
     assert state == "FAIL"
-    assert said.startswith("importing course_utils.backbones fails: cannot import name")
+    assert said.startswith("importing course_utils.models.backbones fails: cannot import name")
     assert remedy == f'{sys.executable} -m pip install --force-reinstall "transformers<5.24,>=5.15"'
 
 
@@ -193,7 +192,7 @@ def test_a_folder_that_was_moved(where: str, tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
-    from course_utils import assets
+    from course_utils.models import assets
 
     def nobody(*_: object, **__: object) -> Path:
         raise RuntimeError("Could not determine home directory.")

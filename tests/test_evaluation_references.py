@@ -18,23 +18,17 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
-from course_utils.agreement import AgreementError, cohen_kappa, krippendorff_alpha
-from course_utils.comparison import holm, mean_interval, paired_difference
-from course_utils.metrics import (
-    accuracy_interval,
-    bootstrap_interval,
+from course_utils.evaluation.agreement import AgreementError, cohen_kappa, krippendorff_alpha
+from course_utils.evaluation.calibration import (
     calibration_error,
-    class_scores,
-    confusion,
     cross_entropy,
-    disagreements,
-    f1_average,
     fit_temperature,
-    mcnemar,
     probabilities,
     reliability,
-    score,
 )
+from course_utils.evaluation.intervals import accuracy_interval, bootstrap_interval, disagreements, mcnemar
+from course_utils.evaluation.many_methods import holm, mean_interval, paired_difference
+from course_utils.evaluation.metrics import class_scores, confusion, f1_average, score
 
 EXACT: dict[str, Any] = {"rel": 1e-12, "abs": 1e-12}
 SEEDS = range(20)

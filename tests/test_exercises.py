@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from course_utils import authoring
-from course_utils.exercises import exercises, registry, run_check
+from course_utils.exercises import checking, exercises, run_check
+from course_utils.workshop.authoring import notebooks
 
 Function = Callable[..., Any]
 
@@ -29,7 +29,7 @@ for path in sorted(Path(__file__).with_name("answers").glob("*.py")):
 def _answers_of_solutions() -> dict[str, Any]:
     """Run the exercise cells of each solution and map each exercise to the answer that its check is given."""
     answers: dict[str, Any] = {}
-    for source in sorted((authoring.ROOT / "solutions").glob("[0-9][0-9]_*.py")):
+    for source in sorted((notebooks.ROOT / "solutions").glob("[0-9][0-9]_*.py")):
         answers |= _answers(source, "solution")
     return answers
 
@@ -37,7 +37,7 @@ def _answers_of_solutions() -> dict[str, Any]:
 def _answers(source: Path, kind: str) -> dict[str, Any]:
     space: dict[str, Any] = {}
     answers: dict[str, Any] = {}
-    for cell in authoring.build(source, kind).cells:
+    for cell in notebooks.build(source, kind).cells:
         tags = cell.metadata.get("tags", [])
         if "exercise" in tags:
             exec("import math, torch\n" + cell.source, space)
@@ -75,7 +75,7 @@ def test_a_wrong_answer_is_rejected_by_name(name: str, number: int) -> None:
 
 
 def test_a_stub_counts_as_not_attempted() -> None:
-    for source in sorted((authoring.ROOT / "solutions").glob("[0-9][0-9]_*.py")):
+    for source in sorted((notebooks.ROOT / "solutions").glob("[0-9][0-9]_*.py")):
         for name, answer in _answers(source, "lab").items():
             result = run_check(name, answer)
             assert (result.status, result.points) == ("not attempted", 0), name
@@ -84,7 +84,7 @@ def test_a_stub_counts_as_not_attempted() -> None:
 
 
 def test_the_section_to_read_again_exists() -> None:
-    pages = "\n".join(path.read_text() for path in (authoring.ROOT / "book").glob("*.md"))
+    pages = "\n".join(path.read_text() for path in (notebooks.ROOT / "book").glob("*.md"))
     headings = {line.lstrip("# ") for line in pages.splitlines() if line.startswith("#")}
     for exercise in exercises().values():
         assert exercise.section in headings, exercise.name
@@ -94,7 +94,7 @@ def test_each_exercise_is_found_by_its_name_alone() -> None:
     """`find` imports one chapter, so the name must lead to the module that registers it."""
     for name, exercise in exercises().items():
         chapter = name.partition(".")[0]
-        module = registry._MODULES.get(chapter, chapter)
+        module = checking._MODULES.get(chapter, chapter)
         assert exercise.check.__module__ == f"course_utils.exercises.{module}"
 
 

@@ -14,11 +14,11 @@ import nbformat
 import pytest
 from submissions import cell, cells, hand_in, lab, notebook, solved
 
-from course_utils.authoring import ROOT
-from course_utils.grading import command
-from course_utils.grading.pool import Pool
-from course_utils.grading.records import Record
-from course_utils.grading.sandbox import Limits
+from course_utils.workshop.authoring.notebooks import ROOT
+from course_utils.workshop.grading import command
+from course_utils.workshop.grading.pool import Pool
+from course_utils.workshop.grading.records import Record
+from course_utils.workshop.grading.sandbox import Limits
 
 NAME, EXERCISE = "09_lora", "lora.forward"
 #: The exercises that unusual notebooks answer; the others stay as the lab gives them out, which takes no time.

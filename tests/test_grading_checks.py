@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
-from course_utils.authoring import ROOT
-from course_utils.exercises import exercises, registry, run_check
-from course_utils.grading import judge, screen, student
-from course_utils.grading.channel import Channel, Closed
-from course_utils.grading.values import Coder, NotPlain
+from course_utils.exercises import checking, exercises, run_check
+from course_utils.workshop.authoring.notebooks import ROOT
+from course_utils.workshop.grading import judge, screen, student
+from course_utils.workshop.grading.channel import Channel, Closed
+from course_utils.workshop.grading.values import Coder, NotPlain
 
 WRONG: dict[str, list[tuple[Any, str]]] = {}
 RIGHT: dict[str, list[Any]] = {}
@@ -93,7 +93,7 @@ BESIDE = {
 @pytest.mark.parametrize("name", sorted(WRONG))
 def test_other_numbers_accept_what_is_right_and_reject_what_is_wrong(name: str) -> None:
     for seed in judge.HIDDEN_SEEDS:
-        with registry.other_numbers(seed):
+        with checking.other_numbers(seed):
             for answer in RIGHT[name]:
                 student.seed()
                 assert run_check(name, answer).status == "passed", run_check(name, answer)
@@ -179,7 +179,7 @@ def test_errors_travel() -> None:
     [
         ("import gc", "gc"),
         ("from sys import _getframe", "sys._getframe"),
-        ("import course_utils.exercises.registry as r", "registry"),
+        ("import course_utils.exercises.checking as r", "registry"),
         ("x.__globals__", "__globals__"),
         ("f.f_back", "f_back"),
         ("import torch\ntorch.equal = 1", "torch.equal"),
@@ -197,7 +197,7 @@ def test_the_screen_sees(code: str, words: str) -> None:
 def test_the_screen_lets_the_solutions_through() -> None:
     from submissions import solved
 
-    from course_utils.grading.labs import sources
+    from course_utils.workshop.grading.labs import sources
 
     for name in sources():
         for exercise, code in solved(name).items():

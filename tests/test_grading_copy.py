@@ -12,10 +12,9 @@ import pytest
 import yaml
 from submissions import lab, solved
 
-from course_utils import authoring
-from course_utils.authoring import ROOT
-from course_utils.grading import student_copy
-from course_utils.grading.labs import sources
+from course_utils.workshop.authoring import notebooks, student_copy
+from course_utils.workshop.authoring.notebooks import ROOT
+from course_utils.workshop.grading.labs import sources
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,7 @@ def test_every_target_of_the_copy_can_be_made(folder: Path) -> None:
 def test_without_the_repository_nothing_is_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(authoring, "ROOT", tmp_path / "site")
+    monkeypatch.setattr(notebooks, "ROOT", tmp_path / "site")
     assert student_copy.main([str(tmp_path / "copy")]) == 1
     assert "this command needs the repository" in capsys.readouterr().err
     assert not (tmp_path / "copy").exists()

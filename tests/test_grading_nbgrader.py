@@ -13,8 +13,8 @@ import pytest
 from patience import PATIENCE
 from submissions import lab, solved
 
-from course_utils.grading import nbgrader
-from course_utils.grading.labs import sources
+from course_utils.workshop.grading import nbgrader
+from course_utils.workshop.grading.labs import sources
 
 NAME = "09_lora"
 

@@ -9,17 +9,19 @@ import pytest
 
 #: The first cell of chapter 9's lab, which needs as much as any.
 LAB = """
-from course_utils.backbones import load_classifier
-from course_utils.chat import train_on_chats
+from course_utils.models.backbones import load_classifier
+from course_utils.training.chats import train_on_chats
 from course_utils.checkpoints import load, save
-from course_utils.data import load_sentiment, make_loader
+from course_utils.data.splits import load_sentiment
+from course_utils.data.batching import make_loader
 from course_utils.exercises import check
-from course_utils.invariants import check_invariants
+from course_utils.evaluation.invariants import check_invariants
 from course_utils.methods import LoRAConfig, count_parameters, inject, merge
-from course_utils.metrics import majority_accuracy
+from course_utils.evaluation.metrics import majority_accuracy
 from course_utils.plots import bars, training_curves
-from course_utils.timing import in_turn
-from course_utils.training import TrainingConfig, fit, predict
+from course_utils.evaluation.timing import in_turn
+from course_utils.training import TrainingConfig, fit
+from course_utils.evaluation.prediction import predict
 """
 EXERCISES = "import course_utils.exercises"
 #: None of them is needed before the first call of something that uses it.

@@ -15,7 +15,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from course_utils import checkpoints
-from course_utils.invariants import Report, check_invariants
+from course_utils.evaluation.invariants import Report, check_invariants
 from course_utils.methods import BitFitConfig, HeadOnlyConfig, LoRAConfig, LoRALinear, inject
 from course_utils.methods.targets import Matrix
 

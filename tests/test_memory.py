@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, RobertaConfig, RobertaModel
 
-from course_utils.backbones import load_classifier
-from course_utils.memory import METHODS, PRECISIONS, SHAPES, Shape, trained_weights, training_memory
 from course_utils.methods import IA3Config, LoRAConfig, count_parameters, inject
+from course_utils.models.backbones import load_classifier
+from course_utils.training.memory import METHODS, PRECISIONS, SHAPES, Shape, trained_weights, training_memory
 
 
 def llama(**sizes: int) -> LlamaForCausalLM:

@@ -11,24 +11,28 @@ import torch
 from scipy import stats
 from sklearn import metrics
 
-from course_utils.metrics import (
-    ClassScores,
-    MetricError,
-    accuracy_interval,
-    best_threshold,
-    bootstrap_interval,
+from course_utils.evaluation.calibration import (
     calibration_error,
-    class_scores,
-    confusion,
     cross_entropy,
-    disagreements,
-    f1_average,
     fit_temperature,
-    majority_accuracy,
-    mcnemar,
-    mean_and_spread,
     probabilities,
     reliability,
+)
+from course_utils.evaluation.errors import MetricError
+from course_utils.evaluation.intervals import (
+    accuracy_interval,
+    bootstrap_interval,
+    disagreements,
+    mcnemar,
+    mean_and_spread,
+)
+from course_utils.evaluation.metrics import (
+    ClassScores,
+    best_threshold,
+    class_scores,
+    confusion,
+    f1_average,
+    majority_accuracy,
     score,
 )
 

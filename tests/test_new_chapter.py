@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from course_utils import authoring
-from course_utils.exercises import registry
-from course_utils.new_chapter import ChapterError, start
+from course_utils.exercises import checking
+from course_utils.workshop.authoring import notebooks
+from course_utils.workshop.authoring.new_chapter import ChapterError, start
 
-ROOT = authoring.ROOT
+ROOT = notebooks.ROOT
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_new_chapter_is_whole(root: Path) -> None:
     headings = [line for line in page.splitlines() if line.startswith("## ")]
     assert [line for line in model.splitlines() if line in headings] == headings  # the order of the model chapter
 
-    cells = authoring.build(root / "solutions" / "98_an_example.py", "lab").cells
+    cells = notebooks.build(root / "solutions" / "98_an_example.py", "lab").cells
     assert any("NotImplementedError" in cell.source for cell in cells)
     assert "{" not in page.split("## Take-aways")[1].replace("{bibliography}", "")
 
@@ -67,14 +67,14 @@ def test_without_a_part_it_joins_the_chapters_and_not_the_reference_pages(root: 
 
 def test_its_exercise_works(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start(root, 98, "an_example", "An example")
-    monkeypatch.setattr(registry, "_EXERCISES", {})
+    monkeypatch.setattr(checking, "_EXERCISES", {})
     runpy.run_path(str(root / "course_utils" / "exercises" / "an_example.py"))
     answers = runpy.run_path(str(root / "tests" / "answers" / "an_example.py"))
     for name, wrong in answers["WRONG"].items():
         for answer, words in wrong:
-            assert words in registry.run_check(name, answer).message
+            assert words in checking.run_check(name, answer).message
         for answer in answers["RIGHT"][name]:
-            assert registry.run_check(name, answer).status == "passed"
+            assert checking.run_check(name, answer).status == "passed"
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
-from course_utils import optimizers, results
-from course_utils.optimizers import SGD, Adam, AdamW, descend
-from course_utils.studies import optimizers as study_optimizers
+from course_utils.evaluation import results
+from course_utils.models import anatomy
+from course_utils.training import memory, optimizers
+from course_utils.training.optimizers import SGD, Adam, AdamW, descend
+from course_utils.workshop.experiments import parameters_losses_optimisers as study_optimizers
 
 STEPS = 10
 
@@ -115,8 +117,8 @@ def test_a_step_that_overflows_ends_the_path() -> None:
 def test_every_parameter_of_bert_is_counted_by_a_formula(settings: dict[str, Any]) -> None:
     with torch.device("meta"):
         model = BertForSequenceClassification(BertConfig(**settings))
-    counted = study_optimizers.count_by_kind(model)
-    assert counted == study_optimizers.count_by_formula(model.config)
+    counted = anatomy.count_by_kind(model)
+    assert counted == anatomy.count_by_formula(model.config)
     assert sum(counted.values()) == sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -132,7 +134,7 @@ def test_what_is_saved_for_backward_is_counted_without_the_weights() -> None:
 
             return Output
 
-    kept = study_optimizers.saved_for_backward(Layer(), {"x": torch.ones(3, 8)})  # type: ignore[arg-type]
+    kept = memory.saved_for_backward(Layer(), {"x": torch.ones(3, 8)})  # type: ignore[arg-type]
     assert kept == 4 * (3 * 8 + 3 * 4)  # the input of the product, and the output of relu
 
 
@@ -143,8 +145,8 @@ def test_the_result_file_holds_what_the_page_says() -> None:
     assert (totals["minilm"], totals["bert"]) == (22_713_986, 109_483_778)
     formulas = {row["kind"]: (row["minilm"], row["bert"]) for row in found["counts"]["rows"][:-1]}
     minilm = BertConfig(hidden_size=384, num_hidden_layers=6, intermediate_size=1536)
-    tables = [study_optimizers.count_by_formula(config) for config in (minilm, BertConfig())]
-    assert formulas == {kind: (tables[0][kind], tables[1][kind]) for kind in study_optimizers.FORMULAS}
+    tables = [anatomy.count_by_formula(config) for config in (minilm, BertConfig())]
+    assert formulas == {kind: (tables[0][kind], tables[1][kind]) for kind in anatomy.FORMULAS}
 
     best = {row["title"]: row for row in found["tweets"]["best"]}
     rates = {title: row["learning_rate"] for title, row in best.items()}

@@ -28,9 +28,9 @@ from course_utils.methods import (
     eject,
     inject,
     merge,
+    pissa as module,
     trainable_parameters,
 )
-from course_utils.methods import pissa as module
 
 CONFIG = PiSSAConfig(rank=3, alpha=7, targets="all-linear")
 #: Both decompose the same numbers, but multiply the parts in another order.

@@ -20,7 +20,7 @@ from test_invariants import BaseNotFrozen, BothRandom, MergeForgotten, MergeTran
 from torch import nn
 from torch.nn import functional
 
-from course_utils.invariants import Batch, check_invariants
+from course_utils.evaluation.invariants import Batch, check_invariants
 from course_utils.methods import LoRAConfig, LoRALinear, inject, trainable_parameters
 from course_utils.methods.targets import Matrix
 

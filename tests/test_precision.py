@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from course_utils.chat import ChatError, ChatTraining
+from course_utils.models.chat import ChatError
 from course_utils.training import TrainingConfig, precision
+from course_utils.training.chats import ChatTraining
 from course_utils.training.precision import SlowPrecisionWarning, bf16_factor, choose, describe, fastest_dtype
 
 FAST, EQUAL, EMULATED = 4.0, 1.0, 0.05

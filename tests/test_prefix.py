@@ -22,8 +22,7 @@ from models import (
     relative,
     rounding,
 )
-from peft import PeftModel, get_peft_model
-from peft import PrefixTuningConfig as PeftPrefixConfig
+from peft import PeftModel, PrefixTuningConfig as PeftPrefixConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.functional import dropout

@@ -88,7 +88,8 @@ def test_fit_computes_there_and_brings_the_model_back() -> None:
     result = run("""
 from torch.utils.data import DataLoader
 from course_utils.methods import QLoRAConfig, inject, quantize
-from course_utils.training import TrainingConfig, evaluate, fit
+from course_utils.training import TrainingConfig, fit
+from course_utils.evaluation.prediction import evaluate
 from models import make, make_batch
 
 rows = [

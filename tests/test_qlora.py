@@ -31,7 +31,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from transformers.pytorch_utils import Conv1D
 
 from course_utils.checkpoints import CheckpointError, load, save
-from course_utils.invariants import check_invariants
+from course_utils.evaluation.invariants import check_invariants
 from course_utils.methods import (
     BitFitConfig,
     DoRAConfig,

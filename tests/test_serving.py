@@ -14,9 +14,9 @@ from models import ALL_MODELS, CLASSIFIERS, DEVICE, make, make_batch, noise, rel
 from peft import PeftModel
 from torch import nn
 
-from course_utils import results
-from course_utils.base_seal import SEAL, check_seal, fingerprint, seal
 from course_utils.checkpoints import CheckpointError, load, save
+from course_utils.evaluation import results
+from course_utils.evaluation.timing import in_turn
 from course_utils.methods import (
     BitFitConfig,
     DoRAConfig,
@@ -27,9 +27,9 @@ from course_utils.methods import (
     PrefixTuningConfig,
     inject,
 )
-from course_utils.serving import MixedLoRA, ServingError
-from course_utils.studies import serving as study_serving
-from course_utils.timing import in_turn
+from course_utils.serving.base_fingerprint import SEAL, check_seal, fingerprint, seal
+from course_utils.serving.mixed_batches import MixedLoRA, ServingError
+from course_utils.workshop.experiments import serving as study_serving
 
 LORAS: tuple[LoRAConfig, ...] = (
     LoRAConfig(rank=3, alpha=7),

@@ -13,12 +13,12 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from course_utils import my_labs
-from course_utils.authoring import ROOT
-from course_utils.grading import sandbox
-from course_utils.grading.collect import collect
-from course_utils.grading.command import main as grade
-from course_utils.grading.labs import read_lab, sources
+from course_utils.workshop.authoring import my_labs
+from course_utils.workshop.authoring.notebooks import ROOT
+from course_utils.workshop.grading import sandbox
+from course_utils.workshop.grading.collect import collect
+from course_utils.workshop.grading.command import main as grade
+from course_utils.workshop.grading.labs import read_lab, sources
 
 needs_make = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 #: It writes down what it is asked for, and makes environments that hold copies of itself.

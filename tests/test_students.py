@@ -11,8 +11,8 @@ from models import LAYERS, make, make_batch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from course_utils.backbones import load_classifier
-from course_utils.data import load_sentiment, make_loader
+from course_utils.data.batching import make_loader
+from course_utils.data.splits import load_sentiment
 from course_utils.distillation import (
     NO_LABEL,
     DistillationConfig,
@@ -32,6 +32,7 @@ from course_utils.distillation import (
     with_teacher,
     without_labels,
 )
+from course_utils.models.backbones import load_classifier
 from course_utils.training import TrainingConfig, fit
 
 

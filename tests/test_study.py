@@ -10,22 +10,25 @@ from typing import Any
 import pytest
 import torch
 
-from course_utils import bench, bench_large, results, study
-from course_utils.contests import CONTESTS, SIDES, Place
-from course_utils.memory import SHAPES, training_memory
+from course_utils.evaluation import rates, results
+from course_utils.methods.registry import Method, studied
 from course_utils.plots.map_of_peft import FAMILIES
+from course_utils.training import whole_run
+from course_utils.training.memory import SHAPES, training_memory
+from course_utils.workshop.experiments import bench, bench_large, quality
+from course_utils.workshop.experiments.pairs import CONTESTS, SIDES, Place
 
 
 def test_the_goals_on_the_tweets_are_met() -> None:
-    quality = results.read("quality")
-    methods, majority = quality["methods"], quality["baselines"]["majority"]
+    stored = results.read("quality")
+    methods, majority = stored["methods"], stored["baselines"]["majority"]
     lora, full, head = (methods[name]["accuracy"]["mean"] for name in ("lora", "full", "head_only"))
-    assert quality["command"] == study.COMMAND and quality["seeds"] == [0, 1, 2, 3, 4]
+    assert stored["command"] == quality.COMMAND and stored["seeds"] == [0, 1, 2, 3, 4]
     assert lora >= 0.945 and methods["lora"]["share"] <= 0.0035
     assert lora >= full - 0.015
     assert majority + 0.02 < head < lora - 0.05
     assert methods["lora"]["seconds"]["fastest"] <= 60
-    assert quality["texts"]["test"] > 800
+    assert stored["texts"]["test"] > 800
 
 
 def test_every_method_reaches_what_the_book_says_of_it() -> None:
@@ -108,45 +111,45 @@ def _run(rate: float, seed: int, validation_loss: float) -> dict[str, Any]:
 
 def test_the_two_best_rates_of_the_first_seed_are_compared_over_all_seeds() -> None:
     runs = [_run(1e-3, 0, 0.2), _run(2e-3, 0, 0.1), _run(3e-3, 0, float("nan")), _run(4e-3, 0, 0.5)]
-    assert study.finalists(runs, "lora") == [2e-3, 1e-3]
-    assert study.best_rate(runs, "lora") is None  # the other seeds are missing
-    lucky = [_run(2e-3, seed, 0.6) for seed in study.SEEDS[1:]]  # the first seed was good by chance
-    steady = [_run(1e-3, seed, 0.2) for seed in study.SEEDS[1:]]
-    assert study.best_rate([*runs, *lucky, *steady], "lora") == 1e-3
-    assert study.best_rate([*runs, *lucky], "lora") is None
-    assert study.best_rate([], "lora") is None
+    assert rates.finalists(runs, "lora") == [2e-3, 1e-3]
+    assert rates.best_rate(runs, "lora") is None  # the other seeds are missing
+    lucky = [_run(2e-3, seed, 0.6) for seed in rates.SEEDS[1:]]  # the first seed was good by chance
+    steady = [_run(1e-3, seed, 0.2) for seed in rates.SEEDS[1:]]
+    assert rates.best_rate([*runs, *lucky, *steady], "lora") == 1e-3
+    assert rates.best_rate([*runs, *lucky], "lora") is None
+    assert rates.best_rate([], "lora") is None
 
 
 def test_a_killed_study_goes_on_where_it_stopped(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The runs themselves are stored ones, so that nothing trains here."""
-    stored = {study._key(run): run for run in study.finished_runs()}
+    stored = {quality.RUNS.key(run): run for run in quality.RUNS.rows()}
     ran: list[tuple[float, int]] = []
     killed_after = [4]  # runs; empty: nobody kills it
 
-    def run_once(tweets: Any, entry: study.Entry, learning_rate: float, seed: int) -> dict[str, Any]:
+    def run_once(tweets: Any, method: Method, learning_rate: float, seed: int) -> dict[str, Any]:
         if len(ran) in killed_after:
             raise KeyboardInterrupt
         ran.append((learning_rate, seed))
         return stored["lora", learning_rate, seed]
 
     monkeypatch.setattr(results, "FOLDER", tmp_path / "book" / "results")
-    monkeypatch.setattr(study, "train_once", run_once)
+    monkeypatch.setattr(whole_run, "train_once", run_once)
     with pytest.raises(KeyboardInterrupt):
-        study.main(["lora"])
+        quality.main(["lora"])
     assert [seed for _, seed in ran] == [0, 0, 0, 1]
-    assert len(study.finished_runs()) == 4 and "lora" not in results.read("quality")["methods"]
+    assert len(quality.RUNS.rows()) == 4 and "lora" not in results.read("quality")["methods"]
     ran.clear()
     killed_after.clear()
-    assert study.main(["lora"]) == 0
+    assert quality.main(["lora"]) == 0
     assert len(ran) == 7  # two finalists with four more seeds each, and one of these runs was there already
     assert results.read("quality")["methods"]["lora"]["seeds"] == REAL["methods"]["lora"]["seeds"]
     assert results.read("quality")["commit"] is None  # the folder is in no repository
     ran.clear()
-    assert study.main(["lora", "--jobs", "2"]) == 0 and not ran
+    assert quality.main(["lora", "--jobs", "2"]) == 0 and not ran
     with pytest.raises(SystemExit):
-        study.main(["--jobs", "0"])
+        quality.main(["--jobs", "0"])
     assert "--jobs must be at least 1, got 0" in capsys.readouterr().err
 
 
@@ -154,20 +157,20 @@ def test_the_summary_needs_every_seed() -> None:
     stored = results.read("quality")
     rate = stored["methods"]["lora"]["learning_rate"]
     runs = [run for run in stored["runs"] if (run["method"], run["learning_rate"], run["seed"]) != ("lora", rate, 2)]
-    assert "lora" not in study.summarize(runs, 843) and "full" in study.summarize(runs, 843)
-    assert study.summarize(stored["runs"], stored["texts"]["test"]) == stored["methods"]
+    assert "lora" not in quality.summarize(runs, 843) and "full" in quality.summarize(runs, 843)
+    assert quality.summarize(stored["runs"], stored["texts"]["test"]) == stored["methods"]
 
 
 def test_the_main_figure_shows_every_method_but_the_one_from_scratch() -> None:
     shown = [key for keys in FAMILIES.values() for key in keys]
-    assert sorted([*shown, "scratch"]) == sorted(study.ENTRIES)
+    assert sorted([*shown, "scratch"]) == sorted(studied())
 
 
 def test_every_method_was_measured() -> None:
     stored = results.read("quality")
-    assert list(stored["methods"]) == list(study.ENTRIES)
+    assert list(stored["methods"]) == list(studied())
     for method, rows in stored["rates"].items():
-        assert {row["learning_rate"] for row in rows} == set(study.ENTRIES[method].learning_rates)
+        assert {row["learning_rate"] for row in rows} == set(studied()[method].rates)
 
 
 @pytest.mark.parametrize("command", ["study", "bench"])

@@ -8,9 +8,11 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
-from course_utils import results
-from course_utils.data import DataError, near_duplicate_groups
-from course_utils.studies import data as study_data
+from course_utils.data import splits
+from course_utils.data.errors import DataError
+from course_utils.data.splits import near_duplicate_groups
+from course_utils.evaluation import baselines, results
+from course_utils.workshop.experiments import data as study_data
 
 
 def test_near_duplicates_are_one_group() -> None:
@@ -41,14 +43,14 @@ def test_the_fast_classifier_is_the_plain_one() -> None:
     plain = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=10, max_iter=1000)
     ).fit(texts[:400], labels[:400])
-    scores = study_data.positive_scores(study_data.count_words(texts), labels, train, test)
+    scores = baselines.positive_scores(baselines.count_words(texts), labels, train, test)
     assert scores == pytest.approx(plain.decision_function(texts[400:]), abs=1e-4)
 
 
 @pytest.mark.parametrize("stratified", [True, False])
 def test_three_parts_hold_every_text_once(stratified: bool) -> None:
     labels = np.array([0] * 100 + [1] * 900)
-    parts = study_data.three_way_split(labels, 3, stratified)
+    parts = splits.three_way_split(labels, 3, stratified)
     assert sorted(np.concatenate(parts).tolist()) == list(range(1000))
     assert [len(part) for part in parts] == [650, 100, 250]
     if stratified:

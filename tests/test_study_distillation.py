@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from course_utils import results
-from course_utils.backbones import load_classifier
 from course_utils.distillation import NO_LABEL
-from course_utils.studies import distillation as study_distillation
-from course_utils.studies import few_shot as study_few_shot
-from course_utils.studies.runs import Runs
-from course_utils.studies.student_speed import SPEED
+from course_utils.evaluation import results
+from course_utils.models.backbones import load_classifier
+from course_utils.workshop.experiments import (
+    distillation as study_distillation,
+    few_shot_distillation as study_few_shot,
+)
+from course_utils.workshop.experiments.store import Runs
+from course_utils.workshop.experiments.student_speed import SPEED
 
 WORDS = "bert.embeddings.word_embeddings.weight"
 STUDIES: dict[str, Any] = {"distillation": study_distillation, "few_shot_distillation": study_few_shot}
@@ -123,7 +125,7 @@ def test_runs_of_other_processes_stay_and_an_older_one_is_replaced(
     one.add({"arm": "a", "seed": 0, "accuracy": 0.3})
     assert [(run["arm"], run["accuracy"]) for run in one.rows()] == [("a", 0.3), ("b", 0.2)]
     assert results.read("shared")["count"] == 2 and one.has({"arm": "b", "seed": 0})
-    one.drop(["b"], [0])
+    one.drop(lambda row: row["arm"] == "b" and row["seed"] == 0)
     assert not one.has({"arm": "b", "seed": 0})
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from course_utils import results
-from course_utils.studies import evaluation as study_evaluation
+from course_utils.evaluation import results
+from course_utils.workshop.experiments import evaluation as study_evaluation
 
 STORED = results.read("evaluation")
 

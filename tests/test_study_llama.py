@@ -8,21 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from course_utils import results
-from course_utils.assets import fetch
-from course_utils.backbones import _unpack_gguf
-from course_utils.chat import (
-    ChatError,
-    ChatTraining,
-    encode_chat,
-    encode_prompt,
-    loss_per_token,
-    pad_left,
-    train_on_chats,
-    write_answers,
-)
-from course_utils.methods import LoRAConfig, PrefixTuningConfig, PromptTuningConfig, QLoRAConfig, inject
-from course_utils.rated_tweets import (
+from course_utils.data.instructions import (
     QUESTION,
     answer,
     commonest,
@@ -31,7 +17,13 @@ from course_utils.rated_tweets import (
     read_sentiment,
     score_answers,
 )
-from course_utils.studies import llama as study_llama
+from course_utils.evaluation import results
+from course_utils.methods import LoRAConfig, PrefixTuningConfig, PromptTuningConfig, QLoRAConfig, inject
+from course_utils.models.assets import fetch
+from course_utils.models.backbones import _unpack_gguf
+from course_utils.models.chat import ChatError, encode_chat, encode_prompt, pad_left
+from course_utils.training.chats import ChatTraining, loss_per_token, train_on_chats, write_answers
+from course_utils.workshop.experiments import llama as study_llama
 
 TWEETS = ["so happy", "this is the worst day of my whole life", "nice", "i hate mondays"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from course_utils import results
-from course_utils.backbones import load_classifier
+from course_utils.evaluation import results
 from course_utils.methods import find_targets, quantize
-from course_utils.studies import quantization as study_quantization
+from course_utils.models.backbones import load_classifier
+from course_utils.workshop.experiments import qlora as study_quantization
 
 FORMATS = list(study_quantization.FORMATS)
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from course_utils.studies import training as study_training
-from course_utils.studies.training import RECIPES, SETTINGS, summarize
+from course_utils.workshop.experiments import training_loop as study_training
+from course_utils.workshop.experiments.training_loop import RECIPES, SETTINGS, summarize
 
 
 def run(setting: str, seed: int, accuracies: tuple[float, ...], losses: tuple[float, ...]) -> dict[str, Any]:

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from course_utils import results, study
+from course_utils.evaluation import results
 from course_utils.methods import PfeifferConfig
-from course_utils.studies import variations as study_variations
+from course_utils.methods.registry import METHODS, Method
+from course_utils.training import whole_run
+from course_utils.workshop.experiments import quality, variations as study_variations
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +41,14 @@ def test_the_variations_of_lora_and_adapters_run_at_the_rate_that_the_study_chos
 def test_a_stopped_run_goes_on_and_again_starts_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ran: list[dict[str, Any]] = []
 
-    def run_once(tweets: Any, entry: study.Entry, learning_rate: float, seed: int) -> dict[str, Any]:
+    def run_once(tweets: Any, method: Method, learning_rate: float, seed: int) -> dict[str, Any]:
         if len(ran) == 2:
             raise KeyboardInterrupt
         ran.append({"learning_rate": learning_rate, "accuracy": 0.9})
         return ran[-1]
 
     monkeypatch.setattr(results, "FOLDER", tmp_path)
-    monkeypatch.setattr(study, "train_once", run_once)
+    monkeypatch.setattr(whole_run, "train_once", run_once)
     with pytest.raises(KeyboardInterrupt):
         study_variations.main(["bottlenecks"])
     assert [row["size"] for row in results.read("bottlenecks")["rows"]] == [1, 4]
@@ -79,9 +81,9 @@ def test_the_more_numbers_move_the_lower_is_the_best_rate() -> None:
 
 
 def test_what_the_study_has_run_is_not_run_again() -> None:
-    size_24 = study_variations.Variation({"size": 24}, study.ENTRIES["pfeiffer"].config, 3e-3)
+    size_24 = study_variations.Variation({"size": 24}, METHODS["pfeiffer"].config, 3e-3)
     run = study_variations._in_the_study(size_24)
-    assert run in [{k: v for k, v in run.items() if k != "method"} for run in study.finished_runs()]
+    assert run in [{k: v for k, v in run.items() if k != "method"} for run in quality.RUNS.rows()]
     assert run is not None and run["seed"] == study_variations.SEED
     other = study_variations.Variation({"size": 25}, PfeifferConfig(size=25), 3e-3)
     assert study_variations._in_the_study(other) is None

@@ -26,7 +26,7 @@ from course_utils.methods import (
     merge,
     trainable_parameters,
 )
-from course_utils.switching import Adapters
+from course_utils.serving.switching import Adapters
 
 LORA = Case("lora", LoRAConfig(rank=3, alpha=7, targets="all-linear"))
 OTHER_LORA = Case("other lora", LoRAConfig(rank=5, alpha=4, rank_stabilized=True))

@@ -24,8 +24,9 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from course_utils.backbones import load_classifier
-from course_utils.data import LengthBucketedSampler, load_sentiment, make_loader
+from course_utils.data.batching import LengthBucketedSampler, make_loader
+from course_utils.data.splits import load_sentiment
+from course_utils.evaluation.prediction import evaluate, predict
 from course_utils.methods import (
     BitFitConfig,
     FullConfig,
@@ -35,16 +36,8 @@ from course_utils.methods import (
     inject,
     trainable_parameters,
 )
-from course_utils.training import (
-    History,
-    TrainingConfig,
-    TrainingError,
-    evaluate,
-    fit,
-    learning_rates,
-    parameter_groups,
-    predict,
-)
+from course_utils.models.backbones import load_classifier
+from course_utils.training import History, TrainingConfig, TrainingError, fit, learning_rates, parameter_groups
 
 TEXTS, WORDS = 48, 64
 
@@ -505,7 +498,7 @@ def train_in_a_pair(folder: Path) -> None:
     """What each of the two processes does; it writes what it saw."""
     torch.set_num_threads(1)
     # 1. plain batches of 8 in two processes are batches of 16 in one
-    report = {"spread": summary(*run_plain(batch_size=8))}
+    report: dict[str, Any] = {"spread": summary(*run_plain(batch_size=8))}
 
     # 2. the course's own sampler, with a last batch that is not full
     seen: list[int] = []

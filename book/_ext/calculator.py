@@ -52,7 +52,7 @@ class MemoryCalculator(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Fill the template."""
-        from course_utils import memory
+        from course_utils.training import memory
 
         rows = []
         for model, method, precision, batch, length, rank in _ROWS:
@@ -83,7 +83,7 @@ class RankExplorer(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Fill the template."""
-        from course_utils import results
+        from course_utils.evaluation import results
 
         ranks = results.read("ranks")["rows"]
         rows = [

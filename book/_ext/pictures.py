@@ -33,7 +33,8 @@ class PictureDirective(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """Draw, save beside the built book, and hand over to docutils' figure."""
-        from course_utils import plots, results  # a build that fails for another reason need not wait for torch
+        from course_utils import plots  # a build that fails for another reason need not wait for torch
+        from course_utils.evaluation import results  # a build that fails for another reason need not wait for torch
 
         name = self.arguments[0]
         module_name, _, function_name = name.rpartition(".")

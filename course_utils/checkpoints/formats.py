@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from course_utils.errors import CourseError
 from course_utils.methods import MethodConfig
 from course_utils.methods.base import AdaptedLayer
 from course_utils.methods.targets import find_head
@@ -32,7 +33,7 @@ _TASKS = {"SequenceClassification": "SEQ_CLS", "CausalLM": "CAUSAL_LM", "LMHeadM
 _REQUIRED: Any = object()
 
 
-class CheckpointError(ValueError):
+class CheckpointError(CourseError, ValueError):
     """The folder holds no checkpoint that fits this model. The model is unchanged."""
 
 

@@ -16,7 +16,7 @@ from course_utils.distillation.losses import (
     soft_label_loss,
 )
 from course_utils.distillation.students import cut_layers, encoder_parameters, small_student
-from course_utils.distillation.training import DistillationConfig, Distilled, teacher_logits, with_teacher
+from course_utils.distillation.teaching import DistillationConfig, Distilled, teacher_logits, with_teacher
 
 __all__ = [
     "NO_LABEL",

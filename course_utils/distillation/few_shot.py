@@ -14,10 +14,11 @@ from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
-from course_utils.data import make_loader
+from course_utils.data.batching import make_loader
 from course_utils.distillation.losses import NO_LABEL, DistillationError
-from course_utils.distillation.training import DistillationConfig, Distilled, with_teacher
-from course_utils.training import TrainingConfig, fit
+from course_utils.distillation.teaching import DistillationConfig, Distilled, with_teacher
+from course_utils.training.config import TrainingConfig
+from course_utils.training.loop import fit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,11 +19,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from course_utils.errors import CourseError
+
 #: The label of a text that has none; PyTorch's cross-entropy leaves such texts out.
 NO_LABEL = -100
 
 
-class DistillationError(ValueError):
+class DistillationError(CourseError, ValueError):
     """Student, teacher, their texts or the settings make no sense together."""
 
 

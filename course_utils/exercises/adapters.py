@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.functional import gelu, layer_norm, relu
 
-from course_utils.exercises.registry import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
+from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
 
 _FORWARD = "The formula, beside the code"
 _PLACES = "Three places"

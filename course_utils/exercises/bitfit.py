@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from course_utils.exercises.registry import Wrong, call, compare, exercise, number, random_tensors, tensor
+from course_utils.exercises.checking import Wrong, call, compare, exercise, number, random_tensors, tensor
 
 _FORMULA = "The formula, beside the code"
 _TWO = "All biases, or two of them"

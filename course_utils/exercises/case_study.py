@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from course_utils.exercises.registry import Wrong, call, compare, equal, exercise, number, random_tensors
-from course_utils.metrics import accuracy_interval, probabilities
+from course_utils.evaluation.calibration import probabilities
+from course_utils.evaluation.intervals import accuracy_interval
+from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors
 
 _BASELINES = "Baselines first"
 _SLICES = "Where it errs"

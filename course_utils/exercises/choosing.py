@@ -11,9 +11,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from course_utils.exercises.cases import listed, names, same
-from course_utils.exercises.registry import Wrong, call, compare, exercise, number
-from course_utils.memory import METHODS, SHAPES, Memory, Shape, training_memory
+from course_utils.exercises.checking import Wrong, call, compare, exercise, number
+from course_utils.exercises.outcomes import listed, names, same
+from course_utils.training.memory import METHODS, SHAPES, Memory, Shape, training_memory
 
 _FITS = "What it costs"
 _FRONT = "Two measures at once: the Pareto front"

@@ -12,9 +12,9 @@ import torch
 from scipy.stats import t as student
 from torch import nn
 
-from course_utils.comparison import front, holm, mean_interval, paired_difference
-from course_utils.exercises.cases import listed, names, same
-from course_utils.exercises.registry import Wrong, call, compare, exercise, number, random_tensors
+from course_utils.evaluation.many_methods import front, holm, mean_interval, paired_difference
+from course_utils.exercises.checking import Wrong, call, compare, exercise, number, random_tensors
+from course_utils.exercises.outcomes import listed, names, same
 
 _FORMULA = "The formula, beside the code"
 _PAIRED = "Pairs, seed by seed"

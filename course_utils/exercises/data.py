@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from course_utils.exercises.registry import Wrong, call, compare, equal, exercise, number
+from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number
 
 _TEXTS = [
     "@anna Great film :)",

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from course_utils.exercises import debugging_patients as patients
+from course_utils.exercises.checking import Wrong, call, exercise
 from course_utils.exercises.debugging_patients import Patient, look_trained, tiny_batch, tiny_classifier
-from course_utils.exercises.registry import Wrong, call, exercise
 from course_utils.methods import LoRAConfig, inject, trainable_parameters
 
 _TESTS = "Test the test"

@@ -16,7 +16,7 @@ from course_utils.distillation.mistakes import (
     swapped,
     without_square,
 )
-from course_utils.exercises.registry import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
+from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
 
 _FORMULA = "The formula, beside the code"
 _INSIDE = "Inside the teacher: hidden states and attention"

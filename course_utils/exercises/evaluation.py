@@ -11,8 +11,8 @@ from scipy.stats import binomtest, chi2, norm
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
 from torch import nn
 
-from course_utils.exercises.registry import Wrong, call, compare, equal, exercise, number
-from course_utils.metrics import accuracy_interval, mcnemar
+from course_utils.evaluation.intervals import accuracy_interval, mcnemar
+from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number
 
 _F1 = "Accuracy, precision, recall and F1"
 _CODE = "Metric code, taken apart"

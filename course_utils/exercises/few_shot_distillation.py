@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional
 
 from course_utils.distillation import NO_LABEL, soft_label_loss
-from course_utils.exercises.registry import Wrong, call, compare, equal, exercise, number, random_tensors
+from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors
 
 _FORMULA = "The formula, beside the code"
 _PEOPLE = "People as a teacher"

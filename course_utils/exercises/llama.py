@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from course_utils.exercises.registry import Wrong, call, compare, exercise, number, random_tensors
+from course_utils.exercises.checking import Wrong, call, compare, exercise, number, random_tensors
 
 _LABELS = "The formula, beside the code"
 _PADDING = "Padding on the left, and the end of an answer"

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from course_utils.exercises.registry import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
+from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
 
 _RSLORA = "rsLoRA: another factor"
 _PLUS = "LoRA+: B learns faster"

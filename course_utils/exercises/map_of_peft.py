@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from course_utils.exercises.registry import Wrong, call, compare, exercise, number
+from course_utils.exercises.checking import Wrong, call, compare, exercise, number
 
 _IDEA = "The idea"
 _MEMORY = "The formula, beside the code"

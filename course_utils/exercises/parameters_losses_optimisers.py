@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from course_utils.exercises.registry import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
-from course_utils.optimizers import cross_entropy, softmax
+from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
+from course_utils.training.optimizers import cross_entropy, softmax
 
 _COUNT = "What a parameter is"
 _LOSS = "Cross-entropy by hand"

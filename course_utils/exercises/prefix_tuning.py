@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from course_utils.exercises.registry import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
+from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
 
 _FORMULA = "The formula, beside the code"
 _GATE = "Two attentions and a gate"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from course_utils.exercises.registry import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
+from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
 
 _LATENCY = "Measure it rightly"
 _MIXED = "The formula, beside the code"

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import SequenceClassifierOutput
 
-from course_utils.exercises.registry import Wrong, call, compare, equal, exercise, number
+from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number
 
 _LOOP = "The loop, mended line by line"
 _STOPPING = "Early stopping, and the best weights"

@@ -17,11 +17,13 @@ from course_utils.methods.prefix import PrefixTuningConfig, PTuningV2Config
 from course_utils.methods.prefix_body import PrefixBody
 from course_utils.methods.prompts import PromptTuningConfig
 from course_utils.methods.qlora import QLoRAConfig, dequantize, quantize
+from course_utils.methods.registry import METHODS, Method, studied
 from course_utils.methods.selective import BitFitConfig, FullConfig, HeadOnlyConfig, LastLayersConfig
 from course_utils.methods.targets import find_targets
 from course_utils.methods.vera import VeRAConfig, VeRALinear
 
 __all__ = [
+    "METHODS",
     "AdaLoRAConfig",
     "AdaLoRALinear",
     "BitFitConfig",
@@ -36,6 +38,7 @@ __all__ = [
     "LoRAConfig",
     "LoRALinear",
     "LoRAPlusConfig",
+    "Method",
     "MethodConfig",
     "MethodError",
     "NF4Linear",
@@ -60,5 +63,6 @@ __all__ = [
     "inject",
     "merge",
     "quantize",
+    "studied",
     "trainable_parameters",
 ]

@@ -32,6 +32,9 @@ class Family(NamedTuple):
     changes: Literal["weights", "activations", "inputs", "start"]
 
 
+_COMPARISON = Family("for comparison", "weights")
+
+
 @dataclass(frozen=True)
 class Twin:
     """The same method in peft, with which the bench races it on BERT.
@@ -67,13 +70,18 @@ class Method:
     title: str
     config: MethodConfig
     learning_rates: tuple[float, ...] | str
-    twin: Twin | str
-    family: Family
-    paper: str
-    chapter: str
+    twin: Twin | str = "nobody has written it in peft yet"
+    family: Family = _COMPARISON
+    paper: str = ""
+    chapter: str = ""
     detail: str = ""
     pretrained: bool = True
     memory: str = ""
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The study's candidates for the learning rate; () where it leaves the method out."""
+        return () if isinstance(self.learning_rates, str) else self.learning_rates
 
     @property
     def full_title(self) -> str:
@@ -91,7 +99,6 @@ def _lora(**more: Any) -> Twin:
 
 
 _QUERY_VALUE = ["query", "value"]
-_COMPARISON = Family("for comparison", "weights")
 _SELECTIVE = Family("selective", "weights")
 _LAYERS = Family("additive: layers and vectors", "activations")
 _PROMPTS = Family("additive: soft prompts", "inputs")
@@ -176,3 +183,8 @@ METHODS: dict[str, Method] = {
         _lora(target_modules="all-linear"), _LOW_RANK, "dettmers2023qlora", "15_qlora"),
 }
 # fmt: on
+
+
+def studied() -> dict[str, Method]:
+    """The methods that the study compares: the rows with learning rates, yours among them once it stands in `METHODS`."""
+    return {name: row for name, row in METHODS.items() if row.rates}

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
-from course_utils.plots.base import COLOURS, Picture, make_axes
 from course_utils.plots.quality import accuracy_against_parameters
+from course_utils.plots.style import COLOURS, Picture, make_axes
 
 _FROZEN, _NEW, _TRAINED = "#e6e6e6", "#f6c9a8", "#bfe3d4"
 

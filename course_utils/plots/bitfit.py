@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from course_utils.plots.base import COLOURS, Picture, make_axes
 from course_utils.plots.quality import accuracy_against_parameters, losses_by_rate
+from course_utils.plots.style import COLOURS, Picture, make_axes
 
 
 def selective() -> Picture:
@@ -18,7 +18,7 @@ def rates() -> Picture:
     return losses_by_rate(("full", "last_layers", "bitfit"))
 
 
-def moved(distances: Mapping[str, Sequence[float]]) -> Picture:
+def biases_moved(distances: Mapping[str, Sequence[float]]) -> Picture:
     """How far the biases of each kind moved, layer by layer.
 
     Args:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from course_utils import results
-from course_utils.data import DOMAINS
-from course_utils.plots.base import COLOURS, Picture, make_axes, percent_axis
+from course_utils.data.ratings import DOMAINS
+from course_utils.evaluation import results
 from course_utils.plots.evaluation import reliability_diagram
+from course_utils.plots.style import COLOURS, Picture, make_axes, percent_axis
 
 _MODELS = {"lora": ("LoRA, mean of three seeds", "o"), "full": ("full fine-tuning, one seed", "s")}
 _BASELINES = {"words": ("word counts", "^"), "lexicon": ("list of words", "v")}

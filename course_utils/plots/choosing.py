@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from course_utils import results
-from course_utils.comparison import front
-from course_utils.plots.base import COLOURS, Picture, make_axes
+from course_utils.evaluation import results
+from course_utils.evaluation.many_methods import front
 from course_utils.plots.quality import accuracy_against_prices
+from course_utils.plots.style import COLOURS, Picture, make_axes
 
 __all__ = ["front", "pareto", "smallest_difference"]
 

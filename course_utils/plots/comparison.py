@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from course_utils import results
-from course_utils.plots.base import COLOURS, Picture, make_axes, percent_axis
+from course_utils.evaluation import results
 from course_utils.plots.quality import accuracy_against_prices
+from course_utils.plots.style import COLOURS, Picture, make_axes, percent_axis
 
 
 def parameters_and_memory() -> Picture:

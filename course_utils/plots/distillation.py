@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from course_utils import results
-from course_utils.metrics import probabilities
-from course_utils.plots.base import COLOURS, Picture, make_axes, percent_axis
+from course_utils.evaluation import results
+from course_utils.evaluation.calibration import probabilities
+from course_utils.plots.style import COLOURS, Picture, make_axes, percent_axis
 
 
 def softened(

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from course_utils import results
-from course_utils.metrics import accuracy_interval
-from course_utils.plots.base import COLOURS, Picture, make_axes, percent_axis
+from course_utils.evaluation import results
+from course_utils.evaluation.intervals import accuracy_interval
+from course_utils.plots.style import COLOURS, Picture, make_axes, percent_axis
 
 
 def reliability_diagram(models: Mapping[str, Sequence[Mapping[str, Any]]]) -> Picture:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from course_utils import results
-from course_utils.plots.base import COLOURS, Picture, make_axes
+from course_utils.evaluation import results
 from course_utils.plots.quality import accuracy_against_parameters
+from course_utils.plots.style import COLOURS, Picture, make_axes
 
 
 def few_parameters() -> Picture:
@@ -31,7 +31,7 @@ def learning_rates(keys: Sequence[str] = ("full", "lora", "ia3")) -> Picture:
     return Picture(figure, f"Line chart of validation loss against learning rate. {'; '.join(said)}.")
 
 
-def moved(distances: Mapping[str, Sequence[float]]) -> Picture:
+def factors_moved(distances: Mapping[str, Sequence[float]]) -> Picture:
     """How far the factors of each kind moved from one, layer by layer.
 
     Args:

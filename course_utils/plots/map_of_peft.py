@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from course_utils import results
-from course_utils.memory import METHODS, SHAPES, training_memory
-from course_utils.plots.base import COLOURS, Picture, make_axes, percent_axis
+from course_utils.evaluation import results
+from course_utils.plots.style import COLOURS, Picture, make_axes, percent_axis
+from course_utils.training.memory import METHODS, SHAPES, training_memory
 
 #: family → keys of the study's methods, in the order of the chapters
 FAMILIES: dict[str, tuple[str, ...]] = {

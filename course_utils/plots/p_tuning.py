@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from course_utils import results
-from course_utils.plots.base import COLOURS, Picture, make_axes, percent_axis
+from course_utils.evaluation import results
+from course_utils.plots.style import COLOURS, Picture, make_axes, percent_axis
 
 
 def runs(keys: Sequence[str] = ("prompt", "p_tuning")) -> Picture:

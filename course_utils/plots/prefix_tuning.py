@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 
 from course_utils.plots import quality
-from course_utils.plots.base import COLOURS, Picture, make_axes, percent_axis
+from course_utils.plots.style import COLOURS, Picture, make_axes, percent_axis
 
 _TRAINED, _COMPUTED, _TEXT = COLOURS[4], "#FBE3B0", COLOURS[5]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from course_utils.plots import quality
-from course_utils.plots.base import COLOURS, Picture, make_axes
+from course_utils.plots.style import COLOURS, Picture, make_axes
 
 
 def seeds() -> Picture:

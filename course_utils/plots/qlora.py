@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
-from course_utils import results
+from course_utils.evaluation import results
 from course_utils.methods.quantization import BLOCK, NF4_LEVELS
-from course_utils.plots.base import COLOURS, Picture, make_axes, percent_axis
+from course_utils.plots.style import COLOURS, Picture, make_axes, percent_axis
 
 
 def levels(weight: torch.Tensor | None = None, what: str = "normally distributed numbers") -> Picture:

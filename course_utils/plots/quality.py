@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from course_utils import results
-from course_utils.comparison import front
-from course_utils.plots.base import COLOURS, Picture, bars, make_axes, percent_axis
+from course_utils.evaluation import results
+from course_utils.evaluation.many_methods import front
 from course_utils.plots.map_of_peft import FAMILIES
+from course_utils.plots.style import COLOURS, Picture, bars, make_axes, percent_axis
 
 
 def ways_to_a_classifier() -> Picture:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from course_utils import results
-from course_utils.plots.base import COLOURS, Picture, make_axes
+from course_utils.evaluation import results
+from course_utils.plots.style import COLOURS, Picture, make_axes
 
 _PARTS = (("weights", 2), ("gradients", 2), ("optimiser", 12))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from course_utils import results
-from course_utils.plots.base import COLOURS, Picture, make_axes
+from course_utils.evaluation import results
+from course_utils.plots.style import COLOURS, Picture, make_axes
 
 
 def forms() -> Picture:

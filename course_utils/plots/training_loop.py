@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from course_utils import results
-from course_utils.plots.base import COLOURS, Picture, make_axes, percent_axis
-from course_utils.training import TrainingConfig, learning_rates
+from course_utils.evaluation import results
+from course_utils.plots.style import COLOURS, Picture, make_axes, percent_axis
+from course_utils.training.config import TrainingConfig
+from course_utils.training.schedule import learning_rates
 
 #: Invented validation losses, one an epoch, for the scheduler that waits.
 EXAMPLE_LOSSES = (0.60, 0.50, 0.42, 0.40, 0.41, 0.43, 0.42, 0.44, 0.43, 0.42, 0.43, 0.44)

@@ -6,29 +6,8 @@
 * `groups.py`, `schedule.py`: the learning rate of each parameter and of each step.
 * `history.py`: the rows that a run leaves behind, and the weights of its best epoch.
 * `precision.py`: whether bfloat16 is faster here, measured.
-* `prediction.py`: labels, logits and scores of a trained model.
 """
 
-from course_utils.training.config import TrainingConfig, TrainingError
-from course_utils.training.groups import parameter_groups
-from course_utils.training.history import BestWeights, History
-from course_utils.training.loop import fit
-from course_utils.training.precision import bf16_factor, fastest_dtype
-from course_utils.training.prediction import evaluate, predict, predict_in_order
-from course_utils.training.schedule import learning_rates, make_schedule
+from course_utils.lazy import front_door
 
-__all__ = [
-    "BestWeights",
-    "History",
-    "TrainingConfig",
-    "TrainingError",
-    "bf16_factor",
-    "evaluate",
-    "fastest_dtype",
-    "fit",
-    "learning_rates",
-    "make_schedule",
-    "parameter_groups",
-    "predict",
-    "predict_in_order",
-]
+__getattr__, __dir__, __all__ = front_door(__name__, __file__)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from course_utils.errors import CourseError
+
 SCHEDULES = ("linear", "constant")
 PRECISIONS = ("fp32", "bf16", "auto")
 DEVICES = ("auto", "cpu", "cuda")
 
 
-class TrainingError(RuntimeError):
+class TrainingError(CourseError, RuntimeError):
     """Training cannot start or go on. The model keeps the best weights so far."""
 
 

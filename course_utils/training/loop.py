@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from course_utils.metrics import score
+from course_utils.evaluation.metrics import score
+from course_utils.evaluation.prediction import gather_predictions
 from course_utils.training.checks import check_finite
 from course_utils.training.config import TrainingConfig
 from course_utils.training.history import History
-from course_utils.training.prediction import gather_predictions
 from course_utils.training.run import Run, Watch, finish, start
 
 

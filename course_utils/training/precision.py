@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from course_utils.assets import cache_folder
+from course_utils.models.assets import cache_folder
 
 #: bfloat16 must be faster by this factor before "auto" takes it: casts and roundings cost something, too.
 WORTHWHILE = 1.25

@@ -17,13 +17,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from course_utils.distributed import batch_size, share
 from course_utils.methods.base import MethodConfig
 from course_utils.methods.counting import trainable_parameters
 from course_utils.methods.selective import FullConfig
 from course_utils.training import precision
 from course_utils.training.checks import check_labels, check_trainable
 from course_utils.training.config import TrainingConfig, TrainingError
+from course_utils.training.distributed import batch_size, share
 from course_utils.training.groups import parameter_groups
 from course_utils.training.history import BestWeights, History
 from course_utils.training.schedule import make_schedule

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from course_utils.metrics import accuracy_interval, probabilities
+from course_utils.evaluation.calibration import probabilities
+from course_utils.evaluation.intervals import accuracy_interval
 
 Function = Callable[..., Any]
 

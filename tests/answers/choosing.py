@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from course_utils.memory import METHODS, training_memory
-from course_utils.study import finalists
+from course_utils.evaluation.rates import finalists
+from course_utils.training.memory import METHODS, training_memory
 
 Function = Callable[..., Any]
 

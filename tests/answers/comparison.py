@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 from torch import nn
 
-from course_utils.comparison import front, holm, mean_interval
+from course_utils.evaluation.many_methods import front, holm, mean_interval
 
 Function = Callable[..., Any]
 

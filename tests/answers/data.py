@@ -10,8 +10,8 @@ import numpy as np
 from sklearn.metrics import cohen_kappa_score
 from sklearn.model_selection import train_test_split
 
-from course_utils.agreement import cohen_kappa
-from course_utils.data import clean_text
+from course_utils.data.cleaning import clean_text
+from course_utils.evaluation.agreement import cohen_kappa
 
 Function = Callable[..., Any]
 

@@ -11,8 +11,9 @@ import torch
 from scipy.stats import binomtest, chi2
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support, roc_auc_score
 
-from course_utils.metrics import accuracy_interval, class_scores, mcnemar, score
-from course_utils.training import predict
+from course_utils.evaluation.intervals import accuracy_interval, mcnemar
+from course_utils.evaluation.metrics import class_scores, score
+from course_utils.evaluation.prediction import predict
 
 Function = Callable[..., Any]
 

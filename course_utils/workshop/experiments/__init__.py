@@ -1,0 +1,1 @@
+"""What measures: each module writes a result file that the book shows."""

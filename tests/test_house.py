@@ -1,0 +1,125 @@
+"""The house: rooms that use only rooms above them, one meaning for a name, front doors that open, and a true guide."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from importlib import import_module
+from pathlib import Path
+
+import jupytext
+import pytest
+from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
+
+from course_utils.workshop.authoring import rooms
+
+ROOT = Path(__file__).parents[1]
+LIBRARY = ROOT / "course_utils"
+CHAPTERS = {path.stem.split("_", 1)[1] for path in (ROOT / "book").glob("[0-9][0-9]_*.md")}
+DOORS = sorted(stub.parent for stub in LIBRARY.rglob("__init__.pyi"))
+#: How many lines of a lab's first cell of imports may import from the course.
+IMPORT_LINES = 4
+
+
+def test_the_layers_hold_and_there_are_no_circles(capsys: pytest.CaptureFixture[str]) -> None:
+    status = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
+    assert status == EXIT_STATUS_SUCCESS, capsys.readouterr().out
+
+
+def test_each_room_stands_in_the_map_and_in_the_layers() -> None:
+    folders = {folder.name for folder in LIBRARY.iterdir() if folder.is_dir() and (folder / "__init__.py").exists()}
+    assert folders == set(rooms.ROOMS)
+    layers = re.search(r"layers = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.DOTALL)
+    assert layers is not None
+    assert re.findall(r'"course_utils\.(\w+)"', layers[1])[: len(rooms.ROOMS)] == list(reversed(rooms.ROOMS))
+
+
+def test_the_map_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert rooms.main([]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(rooms.ROOMS)
+    assert printed[0].endswith("uses no other room")
+    for number, line in enumerate(printed):
+        used = re.findall(r"(\w+) \(\d+\)", line)
+        assert all(rooms.ROOMS.index(room) < number for room in used), line
+
+
+def test_a_name_has_one_meaning() -> None:
+    """A module's name may stand in several rooms only where it is that of a chapter or of a method."""
+    homes = defaultdict(set)
+    for file in LIBRARY.rglob("*.py"):
+        if file.stem not in ("__init__", "__main__"):
+            homes[file.stem].add(file.relative_to(LIBRARY).parent.as_posix())
+    of_chapters = {"exercises", "plots", "workshop/experiments"}
+    of_methods = {"methods", "checkpoints"}
+    several = {name: places for name, places in homes.items() if len(places) > 1}
+    for name, places in several.items():
+        rest = places - of_methods if name in {f.stem for f in (LIBRARY / "methods").glob("*.py")} else set(places)
+        rest = rest - of_chapters if name in CHAPTERS | {"quality"} else rest
+        assert len(rest) == 0 or (len(rest) == 1 and not places - rest), f"{name} means several things: {places}"
+
+
+@pytest.mark.parametrize("folder", DOORS, ids=lambda folder: folder.relative_to(ROOT).as_posix())
+def test_a_front_door_opens(folder: Path) -> None:
+    package = ".".join(folder.relative_to(ROOT).parts)
+    room = import_module(package)
+    modules = {file.stem for file in folder.glob("*.py")} | {inner.name for inner in folder.iterdir() if inner.is_dir()}
+    for line in ast.parse((folder / "__init__.pyi").read_text(encoding="utf-8")).body:
+        assert isinstance(line, ast.ImportFrom)
+        for name in line.names:
+            assert name.asname == name.name, f"{package}: write 'as {name.name}', or type checkers do not see it"
+            value = getattr(room, name.name)
+            if line.module is not None:  # a function called like a module would hide it, or be hidden by it
+                assert name.name not in modules, f"{package}: {name.name} is a module's name, too"
+                assert value is getattr(import_module(f"{package}.{line.module}"), name.name)
+    with pytest.raises(AttributeError, match="it has"):
+        _ = room.no_such_name
+
+
+def imports(code: str) -> list[str]:
+    """The modules of the course that a piece of code imports from, one for each line that does."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "course_utils":
+            found.append(node.module or "")
+        if isinstance(node, ast.Import):
+            found += [name.name for name in node.names if name.name.split(".")[0] == "course_utils"]
+    return found
+
+
+def code_of(file: Path) -> list[str]:
+    """The pieces of Python in a lab's source or in a page, without what only runs elsewhere."""
+    if file.suffix == ".py":
+        cells = jupytext.read(file).cells
+        return [
+            re.sub(r"^\s*[%!].*$", "", cell.source, flags=re.MULTILINE) for cell in cells if cell.cell_type == "code"
+        ]
+    return re.findall(r"^```python\n(.*?)^```", file.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "file", sorted([*(ROOT / "solutions").glob("*.py"), *(ROOT / "book").glob("*.md")]), ids=lambda file: file.name
+)
+def test_labs_and_pages_come_in_by_the_front_door(file: Path) -> None:
+    """They import from `course_utils` or from one level below it, never from the workshop; a lab with few lines."""
+    used = [imports(code) for code in code_of(file)]
+    for module in {module for modules in used for module in modules}:
+        assert module.count(".") <= 1, f"{file.name} imports from {module}: take it from its room"
+        assert not module.startswith("course_utils.workshop"), f"{file.name} imports from the workshop"
+    if file.suffix == ".py":
+        first = next(modules for modules in used if modules)
+        assert len(first) <= IMPORT_LINES, f"{file.name} begins with {len(first)} lines: {', '.join(first)}"
+
+
+def test_the_guide_counts_right() -> None:
+    """The evening's reading in `course_utils/README.md`: each file with its lines, and their sum."""
+    guide = (LIBRARY / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \d+ \| \[`([^`]+)`\]\(([^)]+)\) \| (\d+) \|", guide, re.MULTILINE)
+    assert 8 <= len(rows) <= 12
+    total = 0
+    for shown, link, lines in rows:
+        counted = len((LIBRARY / link).read_text(encoding="utf-8").splitlines())
+        assert shown == link and int(lines) == counted, f"course_utils/README.md: {link} has {counted} lines"
+        total += counted
+    assert f"{total:,} lines" in guide, f"course_utils/README.md: the files have {total:,} lines together"
