@@ -11,6 +11,7 @@ from pathlib import Path
 COMMANDS = {
     "my-labs": ("workshop.authoring.my_labs", "your own copies of the labs: bring them up to date, or start one over"),
     "notebooks": ("workshop.authoring.notebooks", "write and run the labs and solutions"),
+    "rooms": ("workshop.authoring.rooms", "print the rooms of the library and the arrows between them"),
     "new": ("workshop.authoring.new_chapter", "start a chapter"),
     "grade": ("workshop.grading.command", "grade a class's notebooks"),
     "student-copy": ("workshop.authoring.student_copy", "copy the course without its solutions"),

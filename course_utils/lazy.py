@@ -1,6 +1,6 @@
 """A room's front door: its names stand in `__init__.pyi`, and each is imported when somebody asks for it.
 
-So `from course_utils import fit` does not bring in pandas and matplotlib, and `python -m course_utils doctor` runs where
+So `from course_utils import fit` brings in neither pandas nor matplotlib, and `python -m course_utils doctor` runs where
 PyTorch cannot be imported at all, which is why this is no package from outside.
 """
 

@@ -186,5 +186,5 @@ METHODS: dict[str, Method] = {
 
 
 def studied() -> dict[str, Method]:
-    """The methods that the study compares: the rows with learning rates, yours among them once it stands in `METHODS`."""
+    """The rows that the study compares; yours is among them once it stands in `METHODS` with its learning rates."""
     return {name: row for name, row in METHODS.items() if row.rates}
