@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
+
+from course_utils.errors import CourseError
 
 #: Command → the module whose `main` it runs, and what the help says.
 COMMANDS = {
@@ -62,7 +65,18 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.command == "fetch":
         return _fetch(chosen.names, chosen.all, chosen.pack)
     module, _ = COMMANDS[chosen.command]
-    code: int = import_module(f"course_utils.{module}").main(rest)
+    if module.startswith("workshop.") and find_spec("course_utils.workshop") is None:
+        print(
+            f"{chosen.command} works on the course's repository, and an installed package holds none of it. Get the "
+            "repository, and call the command in its folder.",
+            file=sys.stderr,
+        )
+        return 1
+    try:
+        code: int = import_module(f"course_utils.{module}").main(rest)
+    except CourseError as error:
+        print(f"{chosen.command}: {error}", file=sys.stderr)
+        return 1
     return code
 
 

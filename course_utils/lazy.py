@@ -1,7 +1,7 @@
 """A room's front door: its names stand in `__init__.pyi`, and each is imported when somebody asks for it.
 
-So `from course_utils import fit` brings in neither pandas nor matplotlib, and `python -m course_utils doctor` runs where
-PyTorch cannot be imported at all, which is why this is no package from outside.
+So `from course_utils import fit` brings in neither pandas nor matplotlib, and `python -m course_utils doctor` runs even
+where PyTorch cannot be imported, which is why this is no package from outside.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from torch import nn
 
 from course_utils.checkpoints.formats import CheckpointError, Format, Header, Tensors
 from course_utils.methods import find_targets
+from course_utils.methods.architectures import ARCHITECTURES
 from course_utils.methods.ia3 import query_width
 
 #: Our own setting in the header, written where a layer makes query, key and value and the query is not scaled. peft
@@ -17,14 +18,7 @@ from course_utils.methods.ia3 import query_width
 QUERIES = "scale_queries"
 #: What peft takes where a header names no modules: all that is scaled, and which of it on the input. For BERT and
 #: RoBERTa that is more than the paper scales: "output.dense" is also the end of attention.output.dense.
-PEFT_DEFAULTS = {
-    "bert": (("key", "value", "output.dense"), ("output.dense",)),
-    "roberta": (("key", "value", "output.dense"), ("output.dense",)),
-    "gpt2": (("c_attn", "mlp.c_proj"), ("mlp.c_proj",)),
-    "llama": (("k_proj", "v_proj", "down_proj"), ("down_proj",)),
-    "mistral": (("k_proj", "v_proj", "down_proj"), ("down_proj",)),
-    "qwen2": (("q_proj", "v_proj", "down_proj"), ("down_proj",)),
-}
+PEFT_DEFAULTS = {kind: (row.peft_ia3, row.peft_ia3[-1:]) for kind, row in ARCHITECTURES.items() if row.peft_ia3}
 
 
 class IA3Format(Format):

@@ -194,9 +194,5 @@ PEFT_FORMATS: tuple[Format, ...] = (
 )
 #: Methods that peft does not have, in our own format: they need no row, only their class, by its name.
 OWN_METHODS: dict[str, type[methods.MethodConfig]] = {
-    config.name: config
-    for config in (
-        *(methods.FullConfig, methods.HeadOnlyConfig, methods.LastLayersConfig, methods.BitFitConfig),
-        *(methods.HoulsbyConfig, methods.PfeifferConfig, methods.ParallelAdapterConfig),
-    )
+    row.config.name: type(row.config) for row in methods.METHODS.values() if not row.in_peft
 }
