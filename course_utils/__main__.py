@@ -66,8 +66,8 @@ def main(arguments: list[str] | None = None) -> int:
     module, _ = COMMANDS[chosen.command]
     if module.startswith("workshop.") and not (Path(__file__).parent / "workshop").is_dir():
         print(
-            f"{chosen.command}: this command needs the repository of the course, which no installed package holds. Get it, "
-            "and call the command in its folder.",
+            f"{chosen.command}: this command needs the repository of the course, which an installed package lacks. "
+            "Get the repository, and call the command in its folder.",
             file=sys.stderr,
         )
         return 1
