@@ -12,6 +12,7 @@ import jupytext
 import pytest
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
+from course_utils.errors import CourseError
 from course_utils.workshop.authoring import rooms
 
 ROOT = Path(__file__).parents[1]
@@ -62,6 +63,21 @@ def test_a_name_has_one_meaning() -> None:
             shared = places
         meanings = len(places - shared) + bool(places & shared)
         assert meanings == 1, f"{name} means several things: {sorted(places)}"
+
+
+def test_every_error_is_a_course_error() -> None:
+    """So that one `except CourseError` catches what the course refuses, and a bug of ours is told from it."""
+    found = set()
+    for file in LIBRARY.rglob("*.py"):
+        names = [
+            node.name
+            for node in ast.parse(file.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
+        ]
+        if names:
+            module = import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+            found |= {getattr(module, name) for name in names}
+    assert len(found) > 20 and not [error.__name__ for error in found if not issubclass(error, CourseError)]
 
 
 @pytest.mark.parametrize("folder", DOORS, ids=lambda folder: folder.relative_to(ROOT).as_posix())
