@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict
+from huggingface_hub import ModelCard
 from optuna.trial import TrialState
 from patience import PATIENCE
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
+from course_utils import serving
 from course_utils.data.cleaning import clean_text
 from course_utils.data.ratings import load_ratings
 from course_utils.data.splits import load_sentiment
@@ -30,8 +32,8 @@ from course_utils.methods import LoRAConfig, inject, merge
 from course_utils.models import assets
 from course_utils.models.backbones import load_classifier
 from course_utils.serving import demo
+from course_utils.serving.cards import SECTIONS, ModelCardError, missing_sections, model_card
 from course_utils.serving.exporting import TOLERANCE, ExportError, export, to_int8
-from course_utils.serving.model_card import SECTIONS, ModelCardError, missing_sections, model_card
 from course_utils.serving.runtime import SETTINGS, Classifier, ServeError
 from course_utils.training import recipes
 from course_utils.workshop.experiments.case_study import judging, search, study as study_case
@@ -379,6 +381,11 @@ def test_the_model_card_is_complete_and_notices_what_is_missing() -> None:
     assert missing_sections(card) == [] and f"{TEST['models']['lora']['mean']:.1%}" in card
     for section in SECTIONS:
         assert missing_sections(card.replace(f"## {section}", "## Something")) == [section]
+    metadata = ModelCard(card, ignore_metadata_errors=True).data
+    assert metadata.license == "apache-2.0" and metadata.pipeline_tag == "text-classification"
+    assert metadata.eval_results is not None
+    assert metadata.eval_results[0].metric_value == pytest.approx(TEST["models"]["lora"]["mean"], abs=1e-4)
+    assert serving.model_card is model_card  # as the page calls it; a module of that name would hide the function
     with pytest.raises(ModelCardError, match="the results lack deploy, transfer; run"):
         model_card({key: value for key, value in STORED.items() if key not in ("deploy", "transfer")})
 

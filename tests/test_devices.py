@@ -25,8 +25,8 @@ from course_utils.checkpoints import save
 from course_utils.methods import trainable_parameters
 from course_utils.methods.quantization import dequantize_nf4, quantize_nf4
 from course_utils.workshop.experiments import pairs
-from course_utils.workshop.experiments.bench import prepare_batches
-from course_utils.workshop.experiments.pairs import CONTESTS, Place
+from course_utils.workshop.experiments.costs import prepare_batches
+from course_utils.workshop.experiments.pairs import PAIRS, Setting
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 #: How far two ways to the same number may lie apart. bfloat16 has eight binary digits.
@@ -44,16 +44,16 @@ def gradient_length(model: Any, batch: dict[str, torch.Tensor]) -> float:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
-@pytest.mark.parametrize("name", [name for name in CONTESTS if name != "qlora"])
+@pytest.mark.parametrize("name", [name for name in PAIRS if name != "qlora"])
 def test_peft_computes_the_same_from_our_checkpoint(name: str, dtype: torch.dtype, device: str, tmp_path: Path) -> None:
-    place = Place(device, dtype)
-    (batch,) = prepare_batches(1, place)
+    setting = Setting(device, dtype)
+    (batch,) = prepare_batches(1, device)
     batch = {key: value[:8] for key, value in batch.items()}
-    ours: Any = pairs.build_ours(CONTESTS[name], place)
+    ours: Any = pairs.build_ours(PAIRS[name], setting)
     untuned = ours(**batch).logits
     move(ours, size=0.02)
     folder = save(ours.eval(), tmp_path / "checkpoint")
-    pretrained: Any = pairs.load_pretrained(place)
+    pretrained: Any = pairs.load_pretrained(setting)
     trains_there = name not in ("pissa", "prompt", "p_tuning", "prefix")  # saved in a plainer form, or refused by peft
     theirs: Any = peft.PeftModel.from_pretrained(pretrained, str(folder), is_trainable=trains_there).eval()
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_peft_computes_the_same_from_our_checkpoint(name: str, dtype: torch.dtyp
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_nf4_equals_bitsandbytes(dtype: torch.dtype, device: str) -> None:
-    pretrained: Any = pairs.load_pretrained(Place(device, dtype))
+    pretrained: Any = pairs.load_pretrained(Setting(device, dtype))
     weight = pretrained.bert.encoder.layer[0].intermediate.dense.weight.detach()
     codes, absmax = quantize_nf4(weight)
     theirs, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4")
@@ -113,15 +113,15 @@ def test_the_kernel_reads_a_weight_bit_for_bit(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_qlora_on_a_fresh_model_computes_what_bitsandbytes_does(dtype: torch.dtype, device: str) -> None:
-    place = Place(device, dtype)
-    (batch,) = prepare_batches(1, place)
+    setting = Setting(device, dtype)
+    (batch,) = prepare_batches(1, device)
     with torch.no_grad():
         mine, reference, whole = (
             model.eval()(**batch).logits
             for model in (
-                pairs.build_ours(CONTESTS["qlora"], place),
-                pairs.build_theirs(CONTESTS["qlora"], place),
-                pairs.load_pretrained(place),
+                pairs.build_ours(PAIRS["qlora"], setting),
+                pairs.build_theirs(PAIRS["qlora"], setting),
+                pairs.load_pretrained(setting),
             )
         )
     # bitsandbytes looks the 8-bit levels of double quantisation up approximately, so a few of them differ.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -22,8 +23,10 @@ from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
 from course_utils.data.batching import LengthBucketedSampler
 from course_utils.evaluation import results
+from course_utils.methods.registry import studied
 from course_utils.models.backbones import load_classifier
 from course_utils.training import command_line, distributed, processes
+from course_utils.training.config import TrainingConfig
 from course_utils.training.distributed import SharedBatches, SharingError, share
 from course_utils.training.memory import SHAPES, Shape, peak_memory, training_memory
 from course_utils.training.tiny import BATCH, TEXTS, tiny_loader, tiny_model
@@ -175,6 +178,9 @@ def test_accelerate_launch_trains_as_one_process_and_saves_once(tmp_path: Path) 
         (["lora"], "the following arguments are required: --out"),
         (["lora", "--out", "new", "--batch-size", "0"], "must be at least 1, got 256 and 0"),
         (["lora", "--out", "."], "exists already; name a new folder"),
+        (["lora", "--out", "new", "--rank", "two"], "argument --rank: invalid int value: 'two'"),
+        (["ia3", "--out", "new", "--rank", "2"], "unrecognized arguments: --rank 2"),
+        (["--texts", "9", "lora", "--out", "new"], "the method comes first"),
     ],
 )
 def test_arguments_that_make_no_sense(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,6 +196,9 @@ def test_arguments_that_make_no_sense(arguments: list[str], said: str, capsys: p
         (["--texts", "99999"], r"there are \d+ training tweets; --texts asks for 99999"),
         (["--learning-rate", "-1"], "expected learning_rate above 0, got -1.0"),
         (["--steps", "0"], "expected max_steps of at least 1"),
+        (["--epochs", "0"], "expected epochs of at least 1, got 0"),
+        (["--precision", "fp8"], r"expected precision out of \(.*\), got 'fp8'"),
+        (["--rank", "0"], "rank must be a whole number of at least 1, got 0"),
     ],
 )
 def test_settings_that_cannot_train(
@@ -199,6 +208,54 @@ def test_settings_that_cannot_train(
     error = capsys.readouterr().err
     assert re.search(said, error), error
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", studied())
+def test_every_setting_of_a_method_and_of_the_training_is_an_option(name: str, capsys: pytest.CaptureFixture) -> None:
+    """An option for each field, with what its docstring says; those that no command line can say are named here."""
+    with pytest.raises(SystemExit):
+        command_line.main([name, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    unsayable = {"ranks", "compute_dtype"}  # a mapping, and a type of torch
+    for kind in (TrainingConfig, type(studied()[name].config)):
+        for one in dataclasses.fields(kind):
+            assert (f"--{one.name.replace('_', '-')}" in shown) != (one.name in unsayable), one.name
+    assert "passes over the training data, at most. (default: 1)" in shown
+    if name == "lora":
+        assert "columns of B and rows of A, often written r; at least 1. (default: 8)" in shown
+        assert "(default: 0.002)" in shown  # the rate that the study chose
+
+
+@pytest.mark.parametrize("name", studied())
+def test_options_become_the_configuration(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing given: the settings of the study. Each setting given: that one, and no other, differs."""
+    trained: list[tuple[Any, TrainingConfig]] = []
+    monkeypatch.setattr(command_line, "_train", lambda method, config, _: trained.append((method.config, config)))
+    other = {
+        "head": ["classifier"], "targets": ["key", "value"], "rank_stabilized": [], "no_double": [], "epochs": ["2"],
+        "precision": ["bf16"], "virtual_tokens": ["5"], "rank": ["3"], "size": ["7"],
+    }  # fmt: skip
+    row = studied()[name]
+    known = {one.name for kind in (row.config, TrainingConfig) for one in dataclasses.fields(kind)}
+    given = {key: words for key, words in other.items() if key.removeprefix("no_") in known}
+    words = [word for key, values in given.items() for word in (f"--{key.replace('_', '-')}", *values)]
+    assert command_line.main([name, "--out", "new"]) == 0
+    assert command_line.main([name, "--out", "new", *words]) == 0
+    (plain, usual), (config, training) = trained
+    assert plain == row.config and usual.epochs == 1 and usual.split_batches
+    assert usual.learning_rate == results.read("quality")["methods"][name]["learning_rate"]
+    expected = {"head": ("classifier",), "targets": ("key", "value"), "rank_stabilized": True, "double": False,
+                "virtual_tokens": 5, "rank": 3, "size": 7}  # fmt: skip
+    changed = {key: value for key, value in expected.items() if key in known}
+    assert config == dataclasses.replace(plain, **changed)
+    assert training == dataclasses.replace(usual, epochs=2, precision="bf16")
+
+
+def test_one_word_stays_a_word_where_a_setting_may_be_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[Any] = []
+    monkeypatch.setattr(command_line, "_train", lambda method, config, _: trained.append(method.config))
+    assert command_line.main(["lora", "--out", "new", "--targets", "all-linear"]) == 0
+    assert trained[0].targets == "all-linear"
 
 
 def test_a_process_that_fails_is_told_about() -> None:

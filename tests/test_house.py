@@ -46,11 +46,20 @@ def test_the_map_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
         assert all(rooms.ROOMS.index(room) < number for room in used), line
 
 
+def test_no_module_hides_what_a_front_door_gives() -> None:
+    """Once `room/model_card.py` is imported, `from room import model_card` gives that module, and no function."""
+    for stub in LIBRARY.rglob("__init__.pyi"):
+        modules = {file.stem for file in stub.parent.iterdir() if file.suffix == ".py" or file.is_dir()}
+        lines = [line for line in ast.parse(stub.read_text(encoding="utf-8")).body if isinstance(line, ast.ImportFrom)]
+        names = {one.asname or one.name for line in lines if line.module for one in line.names}
+        assert not names & modules, stub
+
+
 def test_a_name_has_one_meaning() -> None:
     """A module's name may stand in several rooms only where it is that of a chapter or of a method."""
     homes = defaultdict(set)
     for file in LIBRARY.rglob("*.py"):
-        if file.stem not in ("__init__", "__main__"):
+        if file.stem not in ("__init__", "__main__") and "chapter" not in file.parts:  # the template of a chapter
             homes[file.stem].add(file.relative_to(LIBRARY).parent.as_posix())
     methods = {file.stem for file in (LIBRARY / "methods").glob("*.py")}
     for name, places in homes.items():

@@ -13,7 +13,7 @@ import yaml
 
 from course_utils.exercises import checking
 from course_utils.workshop.authoring import notebooks
-from course_utils.workshop.authoring.new_chapter import ChapterError, start
+from course_utils.workshop.authoring.new_chapter import TEMPLATE, ChapterError, start
 
 ROOT = notebooks.ROOT
 
@@ -55,6 +55,29 @@ def test_the_contents_get_more_lines_and_keep_the_old_ones(root: Path) -> None:
     assert len(new) == 4 and len(after) == len(before) + 5  # and one line `sections:`
     first = after.index(new[0])
     assert after[:first] + after[first + 5 :] == before
+
+
+def test_a_chapter_stands_in_the_order_of_the_numbers(root: Path) -> None:
+    (root / "_toc.yml").write_text((root / "_toc.yml").read_text().replace("/03_data", "/30_data"))
+    start(root, 3, "an_example", "An example", part="Tuning basics")
+    chapters = yaml.safe_load((root / "_toc.yml").read_text())["parts"][0]["chapters"]
+    names = [chapter["file"] for chapter in chapters]
+    assert names.index("book/03_an_example") == names.index("book/02_parameters_losses_optimisers") + 1
+
+
+def test_the_template_is_a_chapter_and_all_its_words_are_replaced(root: Path) -> None:
+    """It is one that ruff reads and that runs; what is left of its name would be a mistake of every new chapter."""
+    written = start(root, 7, "windows_98", 'Windows 98, "again"')
+    for path in written[:-1]:
+        assert (
+            TEMPLATE / str(path.relative_to(root)).replace("07", "98").replace("windows_98", "an_example")
+        ).is_file()
+        text = path.read_text(encoding="utf-8")
+        left = text.replace("windows_98", "").replace("Windows 98", "")
+        assert "98" not in left and "an_example" not in left and "An example" not in left
+        assert "windows_98" in text or path.suffix == ".py"
+    titles = [line for line in (root / "_toc.yml").read_text().splitlines() if "Windows" in line]
+    assert yaml.safe_load(titles[0]) == {"title": 'Solution 7: Windows 98, "again"'}
 
 
 def test_without_a_part_it_joins_the_chapters_and_not_the_reference_pages(root: Path) -> None:

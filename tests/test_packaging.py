@@ -18,6 +18,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from course_utils.__main__ import COMMANDS
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS = PROJECT["optional-dependencies"]
@@ -194,21 +196,30 @@ def test_what_is_installed_without_the_repository_has_its_results(tmp_path: Path
     ]
     subprocess.run([*pip, str(source)], check=True, capture_output=True)
     read = "from course_utils.evaluation import results; print(results.FOLDER, results.read('quality')['seeds'])"
-    done = subprocess.run(
-        [sys.executable, "-c", read],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(site)},
-        capture_output=True,
-        text=True,
-    )
+    done = _in_python(read, site, tmp_path)
     assert str(site) in done.stdout and done.stdout.rstrip().endswith("[0, 1, 2, 3, 4]"), done.stderr
     installed = {file.relative_to(site).as_posix() for file in (site / "course_utils").rglob("*.py")}
-    here = {
-        f"course_utils/{file.relative_to(ROOT / 'course_utils').as_posix()}"
-        for file in (ROOT / "course_utils").rglob("*.py")
-        if "workshop" not in file.parts  # what makes the course stays in its repository
-    }
+    files = [file.relative_to(ROOT) for file in (ROOT / "course_utils").rglob("*.py")]
+    here = {file.as_posix() for file in files if file.parts[1] != "workshop"}
     assert installed == here, "a new folder of course_utils must be named in pyproject.toml"
+
+    # What makes the course stays in the repository: in site-packages it would write there, or report on nothing.
+    assert not (site / "course_utils" / "workshop").exists()
+    commands = [command for command, (module, _) in COMMANDS.items() if module.startswith("workshop.")]
+    assert len(commands) > 20
+    run = f"from course_utils.__main__ import main; print([main([command]) for command in {commands}])"
+    done = _in_python(run, site, tmp_path)
+    assert done.stdout.strip() == str([1] * len(commands)), done.stderr
+    lines = done.stderr.splitlines()
+    assert [line.split(": this command needs the repository")[0] for line in lines] == commands
+
+
+def _in_python(code: str, site: Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run Python where the course is installed in `site`, and the repository is out of sight."""
+    environment = os.environ | {"PYTHONPATH": str(site)}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_the_floors_of_every_requirement_are_known() -> None:

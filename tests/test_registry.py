@@ -22,7 +22,7 @@ from course_utils.methods.registry import METHODS, Twin, studied
 from course_utils.methods.wrapping import TargetsConfig
 from course_utils.plots.map_of_peft import FAMILIES
 from course_utils.training import memory
-from course_utils.workshop.experiments.pairs import CONTESTS
+from course_utils.workshop.experiments.pairs import PAIRS
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED_RATES = yaml.safe_load((ROOT / "book" / "data" / "learning_rates.yml").read_text("utf-8"))
@@ -111,14 +111,14 @@ def test_titles_tell_the_rows_apart() -> None:
 def test_the_study_and_the_bench_hold_the_row(name: str) -> None:
     row = METHODS[name]
     assert (name in studied()) == isinstance(row.learning_rates, tuple)
-    assert (name in CONTESTS) == isinstance(row.twin, Twin)
+    assert (name in PAIRS) == isinstance(row.twin, Twin)
     if name in studied():
         assert studied()[name] is row
         assert any(known in PUBLISHED_RATES for known in (name, name.split("_")[0])), "a line in learning_rates.yml"
 
 
 def test_the_lists_hold_nothing_else() -> None:
-    assert set(studied()) <= set(METHODS) and set(CONTESTS) <= set(METHODS)
+    assert set(studied()) <= set(METHODS) and set(PAIRS) <= set(METHODS)
     assert {row.memory for row in METHODS.values()} - {""} == set(memory.METHODS)
 
 

@@ -15,8 +15,8 @@ from course_utils.methods.registry import Method, studied
 from course_utils.plots.map_of_peft import FAMILIES
 from course_utils.training import whole_run
 from course_utils.training.memory import SHAPES, training_memory
-from course_utils.workshop.experiments import bench, bench_large, quality
-from course_utils.workshop.experiments.pairs import CONTESTS, SIDES, Place
+from course_utils.workshop.experiments import bench_large, costs, quality
+from course_utils.workshop.experiments.pairs import BUILDERS, PAIRS, Setting
 
 
 def test_the_goals_on_the_tweets_are_met() -> None:
@@ -44,7 +44,7 @@ def test_every_method_reaches_what_the_book_says_of_it() -> None:
 @pytest.mark.parametrize("method", sorted(results.read("bench")["methods"]))
 def test_a_method_costs_no_more_than_its_reference(method: str) -> None:
     row = results.read("bench")["methods"][method]
-    assert method in CONTESTS
+    assert method in PAIRS
     assert row["step"]["ratio"] <= 1.05
     assert row["memory"]["ratio"] <= 1.05
     if method in ("dora", "qlora"):  # here the reference is wasteful: it forms BA, and dequantises block by block
@@ -55,7 +55,7 @@ def test_a_method_costs_no_more_than_its_reference(method: str) -> None:
 def test_on_a_gpu_a_method_costs_no_more_than_its_reference(dtype: str) -> None:
     stored = results.read(f"bench_cuda_{dtype}")
     assert stored["machine"]["device"].startswith("NVIDIA")
-    assert sorted(stored["methods"]) == sorted(CONTESTS)
+    assert sorted(stored["methods"]) == sorted(PAIRS)
     for method, row in stored["methods"].items():
         assert row["memory"]["ratio"] <= 1.05 and row["step"]["ratio"] <= 1.05, method
     assert stored["methods"]["qlora"]["step"]["ratio"] < 1
@@ -67,7 +67,7 @@ def test_seven_billion_weights_cost_what_the_calculator_says() -> None:
         row = stored["methods"][method]
         shape = {"batch": stored["size"]["texts"], "length": stored["size"]["tokens"], "rank": stored["rank"]}
         predicted = training_memory(SHAPES["llama-2-7b"], "lora-all", precision, checkpointing=True, **shape).total
-        for side in SIDES:
+        for side in BUILDERS:
             assert predicted == pytest.approx(row[side]["peak_mb"] * 2**20, rel=0.15)
         assert row["ours"]["peak_mb"] <= 1.05 * row["theirs"]["peak_mb"] and row["step"]["ratio"] <= 1.05
     assert stored["methods"]["qlora"]["other_codes"]["differing"] == 0
@@ -83,18 +83,17 @@ def test_the_large_bench_can_be_tried_on_a_processor(capsys: pytest.CaptureFixtu
     assert "on the processor use --size tiny" in capsys.readouterr().err
 
 
-def test_every_contest_was_held() -> None:
-    assert list(results.read("bench")["methods"]) == list(CONTESTS)
+def test_every_pair_was_measured() -> None:
+    assert list(results.read("bench")["methods"]) == list(PAIRS)
 
 
-@pytest.mark.parametrize("method", sorted(CONTESTS))
-def test_both_sides_of_a_contest_train_the_same(method: str) -> None:
-    contest = CONTESTS[method]
-    batch = {key: value[:4] for key, value in bench.prepare_batches(1, Place())[0].items()}
+@pytest.mark.parametrize("method", sorted(PAIRS))
+def test_both_sides_of_a_pair_train_the_same(method: str) -> None:
+    batch = {key: value[:4] for key, value in costs.prepare_batches(1)[0].items()}
     trained, losses = [], []
-    for build in SIDES.values():
-        model = build(contest, Place()).train()
-        bench.take_step(model, bench.make_optimizer(model), batch, 1)
+    for build in BUILDERS.values():
+        model = build(PAIRS[method], Setting())
+        costs.train(model, [batch])
         trained.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
         logits = model.eval()(**batch).logits
         losses.append(torch.nn.functional.cross_entropy(logits, batch["labels"]).item())

@@ -1,7 +1,8 @@
 """Train one method on the tweets, in one process or in several: `python -m course_utils train`.
 
-    python -m course_utils train lora --out trained
+    python -m course_utils train lora --rank 4 --epochs 2 --out trained
     torchrun --nproc-per-node 2 -m course_utils train lora --out trained
+    python -m course_utils train lora --help        # with the settings of LoRA
 
 Both take the same steps: `--batch-size` texts a step, however many processes share them. The first process alone
 prints and saves: the checkpoint, which peft loads where it has the method, and `history.json`.
@@ -10,9 +11,13 @@ prints and saves: the checkpoint, which peft loads where it has the method, and 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import re
 import sys
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
 import torch
 from accelerate import PartialState
@@ -20,38 +25,34 @@ from accelerate import PartialState
 from course_utils.checkpoints import save
 from course_utils.data.batching import make_loader
 from course_utils.data.splits import load_sentiment
+from course_utils.errors import CourseError
 from course_utils.evaluation import results
 from course_utils.methods import count_parameters, inject
-from course_utils.methods.registry import studied
+from course_utils.methods.registry import Method, studied
 from course_utils.models.backbones import load_classifier
 from course_utils.training.config import TrainingConfig, TrainingError
-from course_utils.training.distributed import SharingError, without_dropout
+from course_utils.training.distributed import without_dropout
 from course_utils.training.loop import fit
 
 COMMAND = "python -m course_utils train"
+Settings = TypeVar("Settings")
 
 
 def main(arguments: list[str]) -> int:
     """Train, and save once."""
-    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("method", choices=studied(), metavar="METHOD", help=f"one of {', '.join(studied())}")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint; must not exist yet")
-    parser.add_argument("--texts", type=int, default=256, help="training tweets (default 256)")
-    parser.add_argument("--batch-size", type=int, default=32, help="tweets a step, all processes together (default 32)")
-    parser.add_argument("--accumulate", type=int, default=1, help="batches a step (default 1)")
-    parser.add_argument("--steps", type=int, help="stop after so many steps (default: one epoch)")
-    parser.add_argument("--learning-rate", type=float, help="default: the one that the study chose for the method")
-    parser.add_argument("--seed", type=int, default=0, help="of the order, the new weights and dropout (default 0)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default auto")
-    parser.add_argument("--no-dropout", action="store_true", help="for comparing runs number by number")
+    name = arguments[0] if arguments and arguments[0] in studied() else None  # its settings are options, too
+    parser = _parser(name)
     options = parser.parse_args(arguments)
+    if name is None:
+        parser.error(f"the method comes first: {COMMAND} {options.method} --out {options.out} ...")
     if options.batch_size < 1 or options.texts < 1:
         parser.error(f"--texts and --batch-size must be at least 1, got {options.texts} and {options.batch_size}")
     if options.out.exists():
         parser.error(f"{options.out} exists already; name a new folder")
     try:
-        _train(options)
-    except (SharingError, TrainingError) as error:  # every process says it; none waits for the others
+        method = replace(studied()[name], config=_with_options(studied()[name].config, options))
+        _train(method, _with_options(_defaults(name), options), options)
+    except CourseError as error:  # every process says it; none waits for the others
         print(f"{COMMAND}: {error}", file=sys.stderr)
         return 1
     finally:
@@ -60,27 +61,99 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _train(options: argparse.Namespace) -> None:
-    method, tweets = studied()[options.method], load_sentiment("tweets")
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+def _parser(name: str | None) -> argparse.ArgumentParser:
+    """What the command understands: its own options, the settings of the training, and those of a known method."""
+    parser = argparse.ArgumentParser(
+        prog=COMMAND,
+        usage=f"{COMMAND} METHOD --out FOLDER [options]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("method", choices=studied(), metavar="METHOD", help=f"one of {', '.join(studied())}")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint; must not exist yet")
+    parser.add_argument("--texts", type=int, default=256, help="training tweets (default 256)")
+    parser.add_argument("--batch-size", type=int, default=32, help="tweets a step, all processes together (default 32)")
+    parser.add_argument("--no-dropout", action="store_true", help="for comparing runs number by number")
+    _add_settings(parser.add_argument_group("training"), _defaults(name), {"max_steps": "--steps"})
+    if name is not None:
+        _add_settings(parser.add_argument_group(studied()[name].full_title), studied()[name].config)
+    return parser
+
+
+def _defaults(name: str | None) -> TrainingConfig:
+    """A short training whose batches are shared by all processes, with the rate that the study chose for the method."""
+    config = TrainingConfig(epochs=1, split_batches=True)
+    if name is None:
+        return config
+    judged = results.read("quality")["methods"].get(name)  # a method of the reader's own has no results yet
+    return replace(config, learning_rate=judged["learning_rate"] if judged else studied()[name].rates[0])
+
+
+#: The type of a setting → how `argparse` reads it. A setting of another type cannot be said on a command line.
+_READ: dict[Any, dict[str, Any]] = {
+    bool: {"action": argparse.BooleanOptionalAction},
+    **{kind: {"type": kind} for kind in (int, float, str)},
+    **{kind | None: {"type": kind} for kind in (int, float, str)},
+    tuple[str, ...] | None: {"type": str, "nargs": "+"},
+    tuple[int, ...] | None: {"type": int, "nargs": "+"},
+    str | tuple[str, ...] | None: {"type": str, "nargs": "+"},
+}
+
+
+def _add_settings(group: Any, settings: Any, second_names: dict[str, str] | None = None) -> None:
+    """An option for each setting of a configuration; its docstring is the help, its values are the defaults."""
+    hints, said = get_type_hints(type(settings)), _documented(type(settings))
+    for name in (one.name for one in fields(settings) if hints[one.name] in _READ):
+        names = [f"--{name.replace('_', '-')}", *filter(None, [(second_names or {}).get(name)])]
+        text = f"{said[name]} (default: {getattr(settings, name)})".replace("%", "%%")
+        # What is not given stays out of the answer, and the configuration keeps what it has.
+        group.add_argument(*names, dest=name, default=argparse.SUPPRESS, help=text, **_READ[hints[name]])
+
+
+def _documented(kind: type) -> dict[str, str]:
+    """Setting → what the section `Args:` of its class, or of one that this builds on, says about it."""
+    found: dict[str, str] = {}
+    for one in reversed(kind.__mro__):
+        _, _, section = (inspect.cleandoc(one.__doc__ or "")).partition("Args:\n")
+        entries = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+        found |= {name: " ".join(text.split()) for name, text in entries}
+    return found
+
+
+def _with_options(settings: Settings, options: argparse.Namespace) -> Settings:
+    """A configuration with the values that were given; one word stays a word where the setting may be one."""
+    hints = get_type_hints(type(settings))
+    given = {one.name: getattr(options, one.name) for one in fields(settings) if one.name in options}  # type: ignore[arg-type]
+    for name, value in given.items():
+        if isinstance(value, list):
+            may_be_a_word = hints[name] == str | tuple[str, ...] | None
+            given[name] = value[0] if len(value) == 1 and may_be_a_word else tuple(value)
+    return replace(settings, **given)  # type: ignore[type-var]
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+def _train(method: Method, config: TrainingConfig, options: argparse.Namespace) -> None:
+    tweets = load_sentiment("tweets")
     if options.texts > len(tweets["train"]):
         raise TrainingError(f"there are {len(tweets['train'])} training tweets; --texts asks for {options.texts}")
-    rate = options.learning_rate or results.read("quality")["methods"][options.method]["learning_rate"]
-    config = TrainingConfig(
-        learning_rate=rate, epochs=1, accumulate=options.accumulate, max_steps=options.steps, seed=options.seed,
-        device=options.device, split_batches=True,
-    )  # fmt: skip
-    model, tokenizer = load_classifier(seed=options.seed)
-    inject(model, method.config, seed=options.seed)
+    model, tokenizer = load_classifier(pretrained=method.pretrained, seed=config.seed)
+    inject(model, method.config, seed=config.seed)
     if options.no_dropout:
         without_dropout(model)
     part = tweets["train"].select(range(options.texts))
-    train = make_loader(part, tokenizer, options.batch_size, shuffle=True, seed=options.seed)
+    train = make_loader(part, tokenizer, options.batch_size, shuffle=True, seed=config.seed)
     history = fit(model, train, make_loader(tweets["validation"].select(range(64)), tokenizer, 64), config)
     state = PartialState()
     if state.is_main_process:  # else every process would write the same files at the same time
         save(model, options.out)
         record = {"processes": state.num_processes, "steps": history.steps, "evaluations": history.evaluations}
-        (options.out / "history.json").write_text(json.dumps(record, indent=1) + "\n")
+        (options.out / "history.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(f"{method.full_title}: {count_parameters(model)}")
         print(f"{len(history.steps)} steps in {state.num_processes} process(es), {history.seconds:.0f} s")
         print(f"last loss {history.steps[-1]['loss']:.4f}; saved in the folder {options.out.name}")

@@ -8,10 +8,10 @@ the author replaces it piece by piece.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -20,162 +20,10 @@ from course_utils.workshop.authoring.notebooks import AuthoringError, repository
 
 COMMAND = "python -m course_utils new"
 
-_PAGE = """# {title}
-
-**After this chapter you can**
-
-- (write what the reader can do, one line each).
-
-**Lab:** {{doc}}`../labs/{stem}` · **Solution:** {{doc}}`the same lab, solved <../solutions/{stem}>`
-
-## The idea
-
-(The intuition and an analogy, before any formula.)
-
-## The formula, beside the code
-
-$$
-y = 2 x
-$$
-
-**A worked example.** For $x = 3$ it is $y = 6$.
-
-## What we measured
-
-(A figure by `picture` and a table by `result-table`, both from a result file.)
-
-## What it costs
-
-(Memory, time, storage.)
-
-## What goes wrong in practice
-
-| What you see | The likely reason | What to do |
-|---|---|---|
-| (a symptom) | (its reason) | (the way out) |
-
-## Quiz
-
-Click an answer to see whether it is right, and why.
-
-**1. What is twice 3?**
-
-:::{{dropdown}} 5
-:class-container: quiz-answer
-**No.** That is $2 + 3$.
-:::
-:::{{dropdown}} 6
-:class-container: quiz-answer
-**Right.** $2 \\cdot 3$.
-:::
-
-## Take-aways
-
-- (One line each.)
-
-## References
-
-```{{bibliography}}
-:filter: docname in docnames
-```
-"""
-
-_LAB = '''# ---
-# jupyter:
-#   kernelspec:
-#     display_name: Python 3
-#     language: python
-#     name: python3
-# ---
-
-# %% [markdown]
-# # Lab {number}: {title}
-#
-# **You will**
-#
-# * (write what the learner does, one line each).
-#
-# **Time:** the whole lab runs in about {{{{ seconds }}}} s on two CPU cores (measured). No GPU is needed.
-# Read the chapter *{title}* first.
-
-# %%
-# {{{{ install }}}}
-
-# %%
-from course_utils.exercises import check
-
-# %% [markdown]
-# ## Exercise 1: an example
-#
-# Write a function that returns twice its argument.
-
-
-# %% tags=["exercise", "points:1"]
-def double(x):
-    """Twice x."""
-    ### BEGIN SOLUTION
-    # Hint: multiply.
-    return 2 * x
-    ### END SOLUTION
-
-
-# %% tags=["check"]
-check("{name}.double", double)
-'''
-
-_EXERCISES = '''"""The checks of chapter {number}, {title}."""
-
-from __future__ import annotations
-
-from typing import Any
-
-from course_utils.exercises.checking import call, compare, exercise, number
-
-
-@exercise("{name}.double", points=1, passes="Twice the number.", section="The formula, beside the code")
-def _double(answer: Any) -> None:
-    value = number(call(answer, 3))
-    mistakes = [
-        (5, "You added 2. Multiply by it."),
-        (9, "That is the square."),
-        (3, "That is the number itself."),
-    ]
-    compare(value, 6, mistakes, f"For 3 it is 6, your function returns {{value:g}}.")
-'''
-
-_ANSWERS = '''"""Answers to the exercises of chapter {number}: wrong ones with words of the message, and right ones."""
-
-from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
-
-Function = Callable[..., Any]
-
-WRONG: dict[str, list[tuple[Function, str]]] = {{
-    "{name}.double": [
-        (lambda x: x + 2, "You added 2"),
-        (lambda x: x * x, "square"),
-        (lambda x: x, "the number itself"),
-    ],
-}}
-
-RIGHT: dict[str, list[Function]] = {{"{name}.double": [lambda x: x + x]}}
-'''
-
-
-class _ContentsDumper(yaml.SafeDumper):
-    """Writes `_toc.yml` as it stands there, so that a new chapter only adds lines to it."""
-
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        """Indent lists, too."""
-        super().increase_indent(flow, False)
-
-
-_ContentsDumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style='"' if ": " in text else None),
-)
+#: A whole chapter that runs as it stands. The words of its name, number and title are replaced; it has the repository's
+#: folders, so that it can be read, checked and run like any other.
+TEMPLATE = Path(__file__).parent / "chapter"
+_WORDS = re.compile("98_an_example|an_example|An example|98")
 
 
 class ChapterError(CourseError, ValueError):
@@ -224,40 +72,52 @@ def start(root: Path, number: int, name: str, title: str, part: str | None = Non
     taken = [path.name for path in (root / "book").glob(f"{number:02d}_*.md")]
     if taken:
         raise ChapterError(f"chapter {number} exists already: {', '.join(taken)}")
-    contents = yaml.safe_load((root / "_toc.yml").read_text("utf-8"))
-    _add_to(contents, stem, number, title, part)
+    words = {"98_an_example": stem, "an_example": name, "An example": title, "98": str(number)}
     texts = {
-        root / "book" / f"{stem}.md": _PAGE,
-        root / "solutions" / f"{stem}.py": _LAB,
-        root / "course_utils" / "exercises" / f"{name}.py": _EXERCISES,
-        root / "tests" / "answers" / f"{name}.py": _ANSWERS,
+        root / _filled_in(str(file.relative_to(TEMPLATE)), words): _filled_in(file.read_text(encoding="utf-8"), words)
+        for file in sorted(TEMPLATE.rglob("*.*"))
+        if file.suffix in (".md", ".py")
     }
     for path in texts:
         if path.exists():
             raise ChapterError(f"{path.relative_to(root)} exists already; choose another name")
+    contents = root / "_toc.yml"
+    texts[contents] = _with_chapter(contents.read_text(encoding="utf-8"), stem, number, title, part)
     for path, text in texts.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text.format(number=number, name=name, title=title, stem=stem), "utf-8")
-    style: dict[str, Any] = {"Dumper": _ContentsDumper, "sort_keys": False, "allow_unicode": True, "width": 120}
-    (root / "_toc.yml").write_text(yaml.dump(contents, **style), encoding="utf-8")
-    return [*texts, root / "_toc.yml"]
+        path.write_text(text, encoding="utf-8")
+    return list(texts)
 
 
-def _add_to(contents: dict[str, Any], stem: str, number: int, title: str, part: str | None) -> None:
-    """Put page, lab and solution into the table of contents, in the order of the chapters' numbers."""
-    parts = {entry["caption"]: entry for entry in contents["parts"]}
+def _filled_in(text: str, words: dict[str, str]) -> str:
+    return _WORDS.sub(lambda found: words[found[0]], text)
+
+
+def _with_chapter(contents: str, stem: str, number: int, title: str, part: str | None) -> str:
+    """The table of contents with page, lab and solution in the order of the chapters' numbers.
+
+    Lines are added to the text: reading and writing it as YAML would lose its comments.
+    """
+    parts = {entry["caption"]: entry for entry in yaml.safe_load(contents)["parts"]}
     with_numbers = [name for name, entry in parts.items() if re.search(r"/\d\d_", str(entry["chapters"]))]
     caption = part or with_numbers[-1]
     if caption not in parts:
         raise ChapterError(f"_toc.yml has no part {caption!r}; it has {', '.join(map(repr, parts))}")
-    chapters = parts[caption]["chapters"]
-    chapters.append(
-        {
-            "file": f"book/{stem}",
-            "sections": [
-                {"file": f"labs/{stem}"},
-                {"file": f"solutions/{stem}", "title": f"Solution {number}: {title}"},
-            ],
-        }
-    )
-    chapters.sort(key=lambda chapter: str(chapter["file"]))
+    lines = contents.splitlines()
+    starts = [at for at, line in enumerate(lines) if line.startswith("  - caption:")]
+    start = next(at for at in starts if yaml.safe_load(lines[at]) == [{"caption": caption}])
+    end = min((at for at in starts if at > start), default=len(lines))
+    chapters = [at for at in range(start, end) if lines[at].startswith("      - file:")]
+    place = next((at for at in chapters if _file(lines[at]) > f"book/{stem}"), end)
+    new = [
+        f"      - file: book/{stem}",
+        "        sections:",
+        f"          - file: labs/{stem}",
+        f"          - file: solutions/{stem}",
+        f"            title: {json.dumps(f'Solution {number}: {title}', ensure_ascii=False)}",
+    ]
+    return "\n".join([*lines[:place], *new, *lines[place:]]) + "\n"
+
+
+def _file(line: str) -> str:
+    return str(yaml.safe_load(line)[0]["file"])

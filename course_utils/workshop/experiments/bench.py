@@ -16,29 +16,18 @@
 from __future__ import annotations
 
 import argparse
-import gc
-import json
 import statistics
-import subprocess
-import sys
-import time
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-import psutil
+import numpy as np
 import torch
 from torch import nn
 
-from course_utils.checkpoints import save
-from course_utils.data.batching import make_loader
-from course_utils.data.splits import load_sentiment
-from course_utils.methods import MethodConfig, MethodError, merge
-from course_utils.models.backbones import load_classifier
-from course_utils.training.peak import high_water
-from course_utils.workshop.experiments import store
-from course_utils.workshop.experiments.pairs import CONTESTS, SIDES, Contest, Place, build_ours
+from course_utils.evaluation.timing import in_turn
+from course_utils.methods import MethodError, merge
+from course_utils.workshop.experiments import costs, store
+from course_utils.workshop.experiments.pairs import BUILDERS, PAIRS, Pair, Setting, build_ours
 
 COMMAND = "python -m course_utils bench"
 
@@ -46,26 +35,22 @@ COMMAND = "python -m course_utils bench"
 def main(arguments: list[str]) -> int:
     """Measure, print and write the result file."""
     parser = argparse.ArgumentParser(prog=COMMAND, description="Each method against its reference library.")
-    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"default: all of {', '.join(CONTESTS)}")
+    parser.add_argument("methods", nargs="*", metavar="METHOD", help=f"default: all of {', '.join(PAIRS)}")
     parser.add_argument("--steps", type=int, default=60, help="timed steps of each model (default 60)")
     parser.add_argument("--processes", type=int, default=3, help="processes of each kind for memory (default 3)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to compute (default cpu)")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the pretrained weights")
-    parser.add_argument("--only", choices=SIDES, help=argparse.SUPPRESS)  # a memory process of ours
     options = parser.parse_args(arguments)
     if options.steps < 1 or options.processes < 1:
         parser.error("--steps and --processes must be at least 1")
-    if unknown := set(options.methods) - set(CONTESTS):
-        parser.error(f"unknown method {', '.join(sorted(unknown))}; choose from {', '.join(CONTESTS)}")
+    if unknown := set(options.methods) - set(PAIRS):
+        parser.error(f"unknown method {', '.join(sorted(unknown))}; choose from {', '.join(PAIRS)}")
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("torch sees no CUDA device; measure on the processor with --device cpu")
-    place = Place(options.device, getattr(torch, options.dtype))
-    if options.only:
-        print(json.dumps(process_peak(CONTESTS[options.methods[0]], options.only, place)))
-        return 0
-    for name in options.methods or CONTESTS:
-        row = measure(name, options.steps, options.processes, place)
-        store.update(place.results, " ".join([COMMAND, *place.flags]), partial(_with_row, name=name, row=row))
+    setting = Setting(options.device, getattr(torch, options.dtype))
+    for name in options.methods or PAIRS:
+        row = measure(name, options.steps, options.processes, setting)
+        store.update(setting.results, " ".join([COMMAND, *setting.flags]), partial(_with_row, name=name, row=row))
         step, memory = row["step"], row["memory"]
         print(f"{row['title']}: step {step['ours_ms']:.0f} ms, ratio {step['ratio']:.3f} {step['quartiles']};", end=" ")
         print(f"memory {memory['ours_mb']:.0f} MB, ratio {memory['ratio']:.3f};", end=" ")
@@ -75,165 +60,66 @@ def main(arguments: list[str]) -> int:
 
 def _with_row(stored: dict[str, Any], name: str, row: dict[str, Any]) -> dict[str, Any]:
     methods = stored.get("methods", {}) | {name: row}
-    return {"methods": {key: methods[key] for key in CONTESTS if key in methods}}
+    return {"methods": {key: methods[key] for key in PAIRS if key in methods}}
 
 
-def measure(name: str, steps: int, processes: int, place: Place) -> dict[str, Any]:
+def measure(name: str, steps: int, processes: int, setting: Setting) -> dict[str, Any]:
     """Everything about one method."""
-    contest = CONTESTS[name]
+    pair = PAIRS[name]
+    batches = costs.prepare_batches(steps, setting.device)
     return {
-        "title": contest.title,
-        "step": compare_steps(contest, steps, place),
-        "memory": compare_memory(name, processes, place),
-        "merge": compare_merging(contest, place),
-        "storage": measure_storage(contest),
+        "title": pair.title,
+        "step": compare_steps({side: build(pair, setting) for side, build in BUILDERS.items()}, batches),
+        "memory": compare_memory(pair, processes, setting),
+        "merge": compare_merging(pair, setting),
+        "storage": costs.storage(partial(build_ours, pair, Setting())),
     }
 
 
 # --- measuring ------------------------------------------------------------------------------------------------------
 
 
-def prepare_batches(count: int, place: Place) -> list[dict[str, torch.Tensor]]:
-    """The first batches of 32 tweets, where both sides compute."""
-    _, tokenizer = load_classifier()
-    loader = make_loader(load_sentiment()["train"], tokenizer, 32, shuffle=True)
-    batches: list[dict[str, torch.Tensor]] = []
-    while len(batches) < count:
-        batches += list(loader)
-    return [{key: value.to(place.device) for key, value in batch.items()} for batch in batches[:count]]
-
-
-def make_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW for what is trained in the model."""
-    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-
-
-def _now() -> float:
-    """The time in seconds, once a GPU has done all that it was given."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def take_step(model: Any, optimizer: torch.optim.Optimizer, batch: dict[str, torch.Tensor], number: int) -> float:
-    """One whole training step; its seconds."""
-    started = _now()
-    method: MethodConfig | None = getattr(model, "tuning", None)
-    loss = model(**batch).loss
-    penalty = method.penalty(model) if method is not None else None  # peft's AdaLoRA adds its own in forward
-    (loss if penalty is None else loss + penalty).backward()
-    optimizer.step()
-    if method is not None:
-        method.after_step(model, number)
-    elif hasattr(model.base_model, "update_and_allocate"):
-        model.base_model.update_and_allocate(number)
-    optimizer.zero_grad()
-    return _now() - started
-
-
-def _median(values: list[float], digits: int) -> float:
-    return round(statistics.median(values), digits)
-
-
-def compare_steps(contest: Contest, steps: int, place: Place) -> dict[str, Any]:
+def compare_steps(models: dict[str, nn.Module], batches: list[costs.Batch]) -> dict[str, Any]:
     """Milliseconds of a step for both, and the ratio ours / theirs pair by pair."""
-    batches = prepare_batches(steps, place)
-    return race({side: build(contest, place) for side, build in SIDES.items()}, batches)
-
-
-def race(models: dict[str, Any], batches: list[dict[str, torch.Tensor]]) -> dict[str, Any]:
-    """Both models take a training step on each batch, in turn; the first three batches come once more before that."""
-    for model in models.values():
-        model.train()
-    optimizers = {side: make_optimizer(model) for side, model in models.items()}
-    seconds: dict[str, list[float]] = {side: [] for side in models}
-    for index, batch in enumerate([*batches[:3], *batches]):
-        # Who goes first changes each time: the first one finds the batch cold in the processor's cache.
-        for side in list(models)[:: 1 if index % 2 else -1]:
-            seconds[side].append(take_step(models[side], optimizers[side], batch, index + 1))
-    ours, theirs = (seconds[side][3:] for side in SIDES)  # the first three warm up
-    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    low, _, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
+    ours, theirs = costs.step_times(models, batches, warm_up=3).values()
+    low, middle, high = np.quantile(ours / theirs, [0.25, 0.5, 0.75])
     return {
         "steps": len(batches),
-        "ours_ms": _median([1000 * s for s in ours], 1),
-        "theirs_ms": _median([1000 * s for s in theirs], 1),
-        "ratio": _median(ratios, 3),
-        "quartiles": [round(low, 3), round(high, 3)],
+        "ours_ms": round(float(np.median(ours)), 1),
+        "theirs_ms": round(float(np.median(theirs)), 1),
+        "ratio": round(float(middle), 3),
+        "quartiles": [round(float(low), 3), round(float(high), 3)],
     }
 
 
-def compare_memory(name: str, processes: int, place: Place) -> dict[str, Any]:
+def compare_memory(pair: Pair, processes: int, setting: Setting) -> dict[str, Any]:
     """Peak memory of building and training, for both, and the ratio of the medians."""
-    if place.device == "cuda":
-        ours, theirs = (_gpu_peak(CONTESTS[name], side, place) for side in SIDES)
-        return {"ours_mb": round(ours, 1), "theirs_mb": round(theirs, 1), "ratio": round(ours / theirs, 3)}
-    megabytes: dict[str, list[float]] = {side: [] for side in SIDES}
-    for _ in range(processes):
-        for side, values in megabytes.items():
-            command = [sys.executable, "-m", "course_utils", "bench", name, "--only", side, *place.flags]
-            output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-            values.append(float(json.loads(output.splitlines()[-1])))
-    ours, theirs = (statistics.median(megabytes[side]) for side in SIDES)
-    return {
-        "processes": processes,
-        "ours_mb": round(ours, 1),
-        "theirs_mb": round(theirs, 1),
-        "ratio": round(ours / theirs, 3),
-    }
+    builds = {side: partial(build, pair, setting) for side, build in BUILDERS.items()}
+    if setting.device == "cuda":
+        batches = costs.prepare_batches(10, setting.device)
+        counted: dict[str, Any] = {}
+        ours, theirs = (_gpu_peak(build, batches) for build in builds.values())
+    else:
+        counted = {"processes": processes}
+        rounds = [[costs.process_peak(build) for build in builds.values()] for _ in range(processes)]
+        ours, theirs = map(statistics.median, zip(*rounds, strict=True))
+    return counted | {"ours_mb": round(ours, 1), "theirs_mb": round(theirs, 1), "ratio": round(ours / theirs, 3)}
 
 
-def take_steps(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> None:
-    """One training step on each batch."""
-    optimizer = make_optimizer(model.train())
-    for number, batch in enumerate(batches, start=1):
-        take_step(model, optimizer, batch, number)
+def _gpu_peak(build: costs.Build, batches: list[costs.Batch]) -> float:
+    memory = costs.gpu_memory(build, batches)
+    return max(memory.building, memory.training)
 
 
-def _gpu_peak(contest: Contest, side: str, place: Place) -> float:
-    """By how many megabytes the tensors on the GPU grow while a model is built and trained."""
-    batches = prepare_batches(10, place)
-    gc.collect()  # what came before must not go away while this is measured
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    take_steps(SIDES[side](contest, place), batches)
-    return (torch.cuda.max_memory_allocated() - before) / 2**20
-
-
-def process_peak(contest: Contest, side: str, place: Place) -> float:
-    """Train ten steps; by how many megabytes the process's peak lies above what it held before the model came."""
-    import peft  # noqa: F401 (so that both processes carry the same libraries)
-
-    batches = prepare_batches(10, place)
-    before = psutil.Process().memory_info().rss / 2**20
-    take_steps(SIDES[side](contest, place), batches)
-    return high_water() - before
-
-
-def compare_merging(contest: Contest, place: Place, repeats: int = 3) -> dict[str, float] | None:
+def compare_merging(pair: Pair, setting: Setting, repeats: int = 3) -> dict[str, float] | None:
     """Milliseconds of a merge for both; None for a method that cannot be merged."""
-    milliseconds: dict[str, list[float]] = {side: [] for side in SIDES}
-    for _ in range(repeats):
-        for side, build in SIDES.items():
-            model: Any = build(contest, place)
-            started = _now()
-            try:
-                merge(model) if side == "ours" else model.merge_and_unload()
-            except MethodError:
-                return None
-            milliseconds[side].append(1000 * (_now() - started))
-    return {f"{side}_ms": _median(values, 1) for side, values in milliseconds.items()}
-
-
-def measure_storage(contest: Contest) -> dict[str, float]:
-    """Kilobytes of our checkpoint, and megabytes of the whole model, as files."""
-    bare, _ = load_classifier()
-    with TemporaryDirectory() as folder:
-        bare.save_pretrained(Path(folder, "model"))
-        whole = _size(Path(folder, "model"))
-        checkpoint = _size(save(build_ours(contest, Place()), Path(folder, "checkpoint")))
-    return {"checkpoint_kb": round(checkpoint / 1e3, 1), "model_mb": round(whole / 1e6, 1)}
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    models = {side: iter([build(pair, setting) for _ in range(repeats)]) for side, build in BUILDERS.items()}
+    runs = {
+        "ours": lambda: merge(next(models["ours"])),
+        "theirs": lambda: next(models["theirs"]).merge_and_unload(),  # type: ignore[operator]
+    }
+    try:
+        times = in_turn(runs, repeats, warm_up=0, clock=costs.now)
+    except MethodError:
+        return None
+    return {f"{side}_ms": round(float(np.median(values)), 1) for side, values in times.items()}

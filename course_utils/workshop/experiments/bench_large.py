@@ -2,7 +2,7 @@
 
 The weights are random: memory and time do not depend on what they are, and nothing is downloaded. LoRA is on all linear
 layers, with the base in bfloat16 (LoRA) and in NF4 with double quantisation (QLoRA; peft uses bitsandbytes). Both sides
-train with gradient checkpointing on the same random tokens, in turn; see `bench.race`.
+train with gradient checkpointing on the same random tokens, in turn; see `costs.step_times`.
 
 For each side: what the model holds when it is built, and the most that it held in a training step, both in bytes that
 torch counts on the GPU. For QLoRA also whether the stored codes are those of bitsandbytes.
@@ -11,7 +11,6 @@ torch counts on the GPU. For QLoRA also whether the stored codes are those of bi
 from __future__ import annotations
 
 import argparse
-import gc
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,8 +21,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from course_utils.methods import LoRAConfig, NF4Linear, QLoRAConfig, count_parameters
 from course_utils.workshop.experiments import store
-from course_utils.workshop.experiments.bench import race, take_steps
-from course_utils.workshop.experiments.pairs import SIDES, Contest, Place
+from course_utils.workshop.experiments.bench import compare_steps
+from course_utils.workshop.experiments.costs import Batch, Build, gpu_memory
+from course_utils.workshop.experiments.pairs import BUILDERS, Pair, Setting
 
 COMMAND = "python -m course_utils bench-large"
 RESULT = "bench_large"
@@ -68,8 +68,8 @@ def main(arguments: list[str]) -> int:
         parser.error("torch sees no CUDA device; to try the command: --device cpu --size tiny")
     if options.device == "cpu" and options.size != "tiny":
         parser.error("7 billion weights are for a GPU; on the processor use --size tiny")
-    size, place = SIZES[options.size], Place(options.device, torch.bfloat16)
-    methods = {name: measure(contest, size, place) for name, contest in contests(size).items()}
+    size, setting = SIZES[options.size], Setting(options.device, torch.bfloat16)
+    methods = {name: measure(pair, size, setting) for name, pair in pairs(size).items()}
     if options.size == "7b":
         store.write(RESULT, COMMAND, {"size": vars(size), "rank": _RANK, "methods": methods})
     for row in methods.values():
@@ -77,18 +77,18 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def contests(size: Size) -> dict[str, Contest]:
+def pairs(size: Size) -> dict[str, Pair]:
     """LoRA and QLoRA on a Llama of this size."""
     theirs = ("LoraConfig", {"r": _RANK, "lora_alpha": _ALPHA, "target_modules": "all-linear"})
     settings: dict[str, Any] = {"rank": _RANK, "alpha": _ALPHA, "targets": "all-linear"}
     load = partial(load_llama, size)
     return {
-        "lora": Contest("LoRA", LoRAConfig(**settings), theirs, load),
-        "qlora": Contest("QLoRA", QLoRAConfig(**settings), theirs, load),
+        "lora": Pair("LoRA", LoRAConfig(**settings), theirs, load),
+        "qlora": Pair("QLoRA", QLoRAConfig(**settings), theirs, load),
     }
 
 
-def load_llama(size: Size, place: Place) -> nn.Module:
+def load_llama(size: Size, setting: Setting) -> nn.Module:
     """The model with random weights, the same ones each time, made where it is to stand."""
     config = LlamaConfig(
         vocab_size=size.vocabulary,
@@ -99,46 +99,39 @@ def load_llama(size: Size, place: Place) -> nn.Module:
         use_cache=False,
     )
     torch.manual_seed(0)
-    with torch.device(place.device):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=place.dtype)
+    with torch.device(setting.device):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=setting.dtype)
     # Else each layer's activations wait for the backward pass: most of the memory.
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 
-def measure(contest: Contest, size: Size, place: Place) -> dict[str, Any]:
+def measure(pair: Pair, size: Size, setting: Setting) -> dict[str, Any]:
     """Memory of each side alone, then both in turn."""
     generator = torch.Generator().manual_seed(0)
     batches = []
     for _ in range(size.steps):
-        tokens = torch.randint(size.vocabulary, (size.texts, size.tokens), generator=generator).to(place.device)
+        tokens = torch.randint(size.vocabulary, (size.texts, size.tokens), generator=generator).to(setting.device)
         batches.append({"input_ids": tokens, "labels": tokens})
-    row: dict[str, Any] = {"title": contest.title}
-    for side in SIDES:
-        row[side] = _memory(contest, side, place, batches[0])
-    models: dict[str, Any] = {side: build(contest, place) for side, build in SIDES.items()}
+    row: dict[str, Any] = {"title": pair.title}
+    builds = {side: partial(build, pair, setting) for side, build in BUILDERS.items()}
+    for side, build in builds.items():
+        row[side] = _memory(build, batches[0], setting.device)
+    models = {side: build() for side, build in builds.items()}
     row["trainable"] = count_parameters(models["ours"]).trainable
     row["total"] = count_parameters(models["ours"]).total
-    row["step"] = race(models, batches)
-    if isinstance(contest.ours, QLoRAConfig):
+    row["step"] = compare_steps(models, batches)
+    if isinstance(pair.ours, QLoRAConfig):
         row["other_codes"] = _other_codes(models["ours"], models["theirs"])
     return row
 
 
-def _memory(contest: Contest, side: str, place: Place, batch: dict[str, torch.Tensor]) -> dict[str, float | None]:
+def _memory(build: Build, batch: Batch, device: str) -> dict[str, float | None]:
     """Megabytes that a built model holds, and the most that it held in a step; None where torch does not count."""
-    if place.device != "cuda":
+    if device != "cuda":
         return {"held_mb": None, "peak_mb": None}
-    gc.collect()  # what came before must not go away while this is measured
-    torch.cuda.empty_cache()
-    before = torch.cuda.memory_allocated()
-    model = SIDES[side](contest, place)
-    gc.collect()
-    held = torch.cuda.memory_allocated() - before
-    torch.cuda.reset_peak_memory_stats()
-    take_steps(model, [batch, batch])
-    peak = torch.cuda.max_memory_allocated() - before
-    return {"held_mb": round(held / 2**20, 1), "peak_mb": round(peak / 2**20, 1)}
+    memory = gpu_memory(build, [batch, batch])
+    return {"held_mb": round(memory.held, 1), "peak_mb": round(memory.training, 1)}
 
 
 def _other_codes(ours: nn.Module, theirs: nn.Module) -> dict[str, int]:

@@ -14,18 +14,21 @@ from __future__ import annotations
 import argparse
 import statistics
 from dataclasses import asdict
+from functools import partial
 from itertools import combinations
 from typing import Any
 
-from joblib.externals.loky import ProcessPoolExecutor
+import numpy as np
 from scipy.stats import spearmanr
+from torch import nn
 from tqdm import tqdm
 
 from course_utils.evaluation import results
 from course_utils.evaluation.many_methods import front, holm, mean_interval, paired_difference
+from course_utils.methods import MethodConfig, inject
 from course_utils.methods.registry import studied
-from course_utils.workshop.experiments import bench, store
-from course_utils.workshop.experiments.pairs import Contest, Place, build_ours
+from course_utils.models.backbones import load_classifier
+from course_utils.workshop.experiments import costs, store
 
 COMMAND = "python -m course_utils study-comparison"
 NAME = "comparison"
@@ -33,7 +36,6 @@ REFERENCE = "full"
 #: The prices of a method, as keys of its row; each has a front.
 PRICES = ("trainable", "memory_mb", "step_ms", "checkpoint_kb")
 BAR = 0.05
-_WARM_UP = 2
 
 
 def main(arguments: list[str]) -> int:
@@ -50,11 +52,11 @@ def main(arguments: list[str]) -> int:
         parser.error(f"unknown method {', '.join(sorted(unknown))}; choose from {', '.join(methods())}")
     if options.steps < 1 or options.processes < 1:
         parser.error("--steps and --processes must be at least 1")
-    costs = dict(results.stored(NAME).get("costs", {}))
-    missing = [key for key in options.methods or methods() if options.again or key not in costs]
+    known = dict(results.stored(NAME).get("costs", {}))
+    missing = [key for key in options.methods or methods() if options.again or key not in known]
     if missing:
-        costs |= measure_costs(missing, options.steps, options.processes)
-    store.write(NAME, COMMAND, {"costs": costs, **compared(results.read("quality"), costs)})
+        known |= measure_costs(missing, options.steps, options.processes)
+    store.write(NAME, COMMAND, {"costs": known, **compared(results.read("quality"), known)})
     return 0
 
 
@@ -63,57 +65,40 @@ def methods() -> list[str]:
     return [key for key, entry in studied().items() if entry.pretrained]
 
 
-def _contest(method: str) -> Contest:
-    """The method as the bench takes it; it has no rival here."""
-    entry = studied()[method]
-    return Contest(entry.title, entry.config, ("", {}))
-
-
 # --- costs -----------------------------------------------------------------------------------------------------------
 
 
 def measure_costs(names: list[str], steps: int, processes: int) -> dict[str, dict[str, float]]:
     """Method → `step_ms` (median), `memory_mb` (median of several processes) and `checkpoint_kb`."""
-    milliseconds = _step_times(names, steps)
-    costs = {}
-    for name in tqdm(names, unit="method"):
-        costs[name] = {
-            "step_ms": round(milliseconds[name], 1),
-            "memory_mb": round(statistics.median(_peak(name) for _ in range(processes)), 1),
-            "checkpoint_kb": bench.measure_storage(_contest(name))["checkpoint_kb"],
+    builds = {name: partial(_with_method, studied()[name].config) for name in names}
+    times = costs.step_times({name: build() for name, build in builds.items()}, costs.prepare_batches(steps), warm_up=2)
+    return {
+        name: {
+            "step_ms": round(float(np.median(times[name])), 1),
+            "memory_mb": round(statistics.median(costs.process_peak(build) for _ in range(processes)), 1),
+            "checkpoint_kb": costs.storage(build)["checkpoint_kb"],
         }
-    return costs
+        for name, build in tqdm(builds.items(), unit="method")
+    }
 
 
-def _peak(name: str) -> float:
-    """Megabytes that building and training takes, in a process of its own, which did nothing before."""
-    with ProcessPoolExecutor(max_workers=1) as process:
-        return float(process.submit(bench.process_peak, _contest(name), "ours", Place()).result())
-
-
-def _step_times(names: list[str], steps: int) -> dict[str, float]:
-    """Milliseconds of a step, the median; each batch goes through all methods, so a slow moment hits all."""
-    models = {method: build_ours(_contest(method), Place()).train() for method in names}
-    optimizers = {method: bench.make_optimizer(model) for method, model in models.items()}
-    seconds: dict[str, list[float]] = {method: [] for method in names}
-    for number, batch in enumerate(tqdm(bench.prepare_batches(_WARM_UP + steps, Place()), unit="batch"), start=1):
-        for method in names[:: 1 if number % 2 else -1]:
-            seconds[method].append(bench.take_step(models[method], optimizers[method], batch, number))
-    return {method: 1000 * statistics.median(values[_WARM_UP:]) for method, values in seconds.items()}
+def _with_method(config: MethodConfig) -> nn.Module:
+    """The default classifier with a method in it; the settings travel with the call into another process."""
+    return inject(load_classifier()[0], config)
 
 
 # --- what follows from the study -------------------------------------------------------------------------------------
 
 
-def compared(quality: dict[str, Any], costs: dict[str, dict[str, float]]) -> dict[str, Any]:
+def compared(quality: dict[str, Any], measured: dict[str, dict[str, float]]) -> dict[str, Any]:
     """All that the chapter says, from the large study and the measured costs.
 
     Args:
         quality: the large study.
-        costs: method → its costs; a method without them is left out.
+        measured: method → its costs; a method without them is left out.
     """
     rows: dict[str, dict[str, Any]] = {}
-    for method, cost in costs.items():
+    for method, cost in measured.items():
         if method in quality["methods"]:
             judged = quality["methods"][method]
             low, high = mean_interval(judged["seeds"])

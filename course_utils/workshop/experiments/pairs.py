@@ -1,4 +1,4 @@
-"""Who meets whom in the bench: each method, the same one in peft, and how both are built. See `bench`."""
+"""The pairs of the bench: each method and the same one in peft, and how both are built. See `bench`."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from course_utils.models.backbones import load_classifier
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where both sides compute, and in what type the pretrained weights are held."""
+class Setting:
+    """On which device a model computes, and in what type its pretrained weights are held."""
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
@@ -25,67 +25,68 @@ class Place:
     @property
     def results(self) -> str:
         """The name of the result file."""
-        return "bench" if self == Place() else f"bench_{self.device}_{self._type}"
+        return "bench" if self == Setting() else f"bench_{self.device}_{self._type}"
 
     @property
     def flags(self) -> list[str]:
         """How the command line says it."""
-        return [] if self == Place() else ["--device", self.device, "--dtype", self._type]
+        return [] if self == Setting() else ["--device", self.device, "--dtype", self._type]
 
     @property
     def _type(self) -> str:
         return str(self.dtype).removeprefix("torch.")
 
 
-def load_pretrained(place: Place) -> nn.Module:
+def load_pretrained(setting: Setting) -> nn.Module:
     """The default classifier."""
-    model: nn.Module = load_classifier(dtype=place.dtype)[0]
-    return model.to(place.device)
+    model: nn.Module = load_classifier(dtype=setting.dtype)[0]
+    return model.to(setting.device)
 
 
 @dataclass(frozen=True)
-class Contest:
+class Pair:
     """Our method and the same one in the reference library.
 
     Args:
         title: how the book calls it.
         ours: our settings.
         theirs: the class of peft's settings, and its arguments.
-        load: the model that both sides begin with.
+        load: makes the model that both begin with.
     """
 
     title: str
     ours: MethodConfig
     theirs: tuple[str, dict[str, Any]]
-    load: Callable[[Place], nn.Module] = load_pretrained
+    load: Callable[[Setting], nn.Module] = load_pretrained
 
 
 #: The rows of the registry that peft has too; a new method is one more line there. QLoRA also needs bitsandbytes.
-CONTESTS: dict[str, Contest] = {
-    name: Contest(row.title, row.twin.ours or row.config, (row.twin.config, dict(row.twin.arguments)))
+PAIRS: dict[str, Pair] = {
+    name: Pair(row.title, row.twin.ours or row.config, (row.twin.config, dict(row.twin.arguments)))
     for name, row in METHODS.items()
     if isinstance(row.twin, Twin)
 }
 
 
-def build_ours(contest: Contest, place: Place) -> nn.Module:
-    """Our side: the model with the method in it."""
-    return inject(contest.load(place), contest.ours)
+def build_ours(pair: Pair, setting: Setting) -> nn.Module:
+    """The model with our method in it."""
+    return inject(pair.load(setting), pair.ours)
 
 
-def build_theirs(contest: Contest, place: Place) -> nn.Module:
-    """The same in the reference library."""
+def build_theirs(pair: Pair, setting: Setting) -> nn.Module:
+    """The model with the same method of the reference library."""
     import peft
 
-    model: Any = contest.load(place)
-    if isinstance(contest.ours, QLoRAConfig):
-        _quantize_with_bitsandbytes(model, place.device)
-    settings, arguments = contest.theirs
+    model: Any = pair.load(setting)
+    if isinstance(pair.ours, QLoRAConfig):
+        _quantize_with_bitsandbytes(model, setting.device)
+    settings, arguments = pair.theirs
     task = "CAUSAL_LM" if model.get_output_embeddings() is not None else "SEQ_CLS"
     return peft.get_peft_model(model, getattr(peft, settings)(task_type=task, **arguments))
 
 
-SIDES: dict[str, Callable[[Contest, Place], nn.Module]] = {"ours": build_ours, "theirs": build_theirs}
+#: The sides of a pair, and who builds each.
+BUILDERS: dict[str, Callable[[Pair, Setting], nn.Module]] = {"ours": build_ours, "theirs": build_theirs}
 
 
 def _quantize_with_bitsandbytes(model: Any, device: str) -> None:

@@ -102,11 +102,7 @@ def grade(
         FileNotFoundError: no such folder.
     """
     limits = limits or Limits()
-    if not sources():
-        raise GradingError("this copy of the course holds no solutions, so it cannot grade: use the whole course")
-    known = {name: source for name, source in sources().items() if labs is None or name in labs}
-    if unknown := set(labs or ()) - set(known):
-        raise GradingError(f"there is no lab {', '.join(sorted(unknown))}; there are {', '.join(sources())}")
+    known = _sources(labs)
     _check_hidden(hidden)
     plans = {name: read_lab(source) for name, source in known.items()}
     found = collect(submissions, list(plans.values()), roster)
@@ -118,21 +114,39 @@ def grade(
     waiting = [one for one in found.submissions if store.get(one.student, one.lab, one.digest) is None]
     protections: dict[str, bool] | str = "nothing was run: all was graded before"
     if waiting:
-        with Pool(min(workers, len(waiting))) as pool:
-            protections = pool.protections
-            protected = _protected(pool, unprotected)
-            job = {
-                "hidden": str(hidden.resolve()) if hidden else None,
-                "limits": asdict(limits),
-                "protected": protected,
-            }
-            beside = {name: _beside(pool, plans[name], known[name], job) for name in {one.lab for one in waiting}}
-            _run(pool, waiting, plans, beside, job, store)
+        job = {"hidden": str(hidden.resolve()) if hidden else None, "limits": asdict(limits)}
+        protections = _judge(waiting, plans, known, job, store, workers, unprotected)
     graded = _all_records(found, plans, wanted, store)
     report = reports.Report([plans[name] for name in wanted], found, graded, protections)
     reports.write_all(report, out)
     pages.write_all(report, out)
     return graded
+
+
+def _sources(labs: list[str] | None) -> dict[str, Path]:
+    """Name → source of the labs that are wanted."""
+    if not sources():
+        raise GradingError("this copy of the course holds no solutions, so it cannot grade: use the whole course")
+    if unknown := set(labs or ()) - set(sources()):
+        raise GradingError(f"there is no lab {', '.join(sorted(unknown))}; there are {', '.join(sources())}")
+    return {name: source for name, source in sources().items() if labs is None or name in labs}
+
+
+def _judge(
+    waiting: list[Submission],
+    plans: dict[str, Lab],
+    known: dict[str, Path],
+    job: dict[str, Any],
+    store: records.Store,
+    workers: int,
+    unprotected: bool,
+) -> dict[str, bool] | str:
+    """Run what waits, the solutions first, and store what comes out; says how the system confines a process."""
+    with Pool(min(workers, len(waiting))) as pool:
+        job = {**job, "protected": _protected(pool, unprotected)}
+        beside = {name: _beside(pool, plans[name], known[name], job) for name in {one.lab for one in waiting}}
+        _run(pool, waiting, plans, beside, job, store)
+        return pool.protections
 
 
 def _check_hidden(path: Path | None) -> None:

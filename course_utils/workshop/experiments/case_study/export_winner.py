@@ -18,7 +18,7 @@ def main(arguments: list[str]) -> int:
 
     from course_utils.evaluation import results
     from course_utils.methods import merge
-    from course_utils.serving.model_card import model_card
+    from course_utils.serving.cards import model_card
     from course_utils.training.recipes import trained
     from course_utils.workshop.experiments.case_study import study as study_case
 

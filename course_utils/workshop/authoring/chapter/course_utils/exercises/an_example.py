@@ -1,0 +1,18 @@
+"""The checks of chapter 98, An example."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from course_utils.exercises.checking import call, compare, exercise, number
+
+
+@exercise("an_example.double", points=1, passes="Twice the number.", section="The formula, beside the code")
+def _double(answer: Any) -> None:
+    value = number(call(answer, 3))
+    mistakes = [
+        (5, "You added 2. Multiply by it."),
+        (9, "That is the square."),
+        (3, "That is the number itself."),
+    ]
+    compare(value, 6, mistakes, f"For 3 it is 6, your function returns {value:g}.")
