@@ -239,7 +239,7 @@ class Reader(HTMLParser):
             self._in_article = False
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def readers() -> dict[Path, Reader]:
     """Every HTML file of the built book."""
     missing = [name for name in PAGES if not (HTML / f"{name}.html").is_file()]
@@ -511,6 +511,7 @@ def violations(page: Page, rules: list[str] | None = None) -> list[str]:
     return found
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("scheme", VIEWS)
 @pytest.mark.parametrize("name", [*PAGES, *GENERATED, "index"])
 def test_a_page(name: str, scheme: str, contexts: dict[str, BrowserContext], server: str) -> None:
