@@ -10,8 +10,8 @@
 * **Processor seconds.** After each test its report gets the seconds (user and system) that its process has used since
   the one before, with those of its children: of the ended ones, and of those that live on, like a browser.
 * **The network.** Who needs a package index asks for the fixture `network`.
-* **Fast tests.** `--fast` chooses files by the list `FAST` and, of their tests, leaves out what `tests/stages.json`
-  knows as slow: the same ones on every computer.
+* **Fast tests.** Of the files that `conftest.py` names, `--fast` leaves out what `tests/stages.json` knows as slow: the
+  same tests on every computer.
 """
 
 from __future__ import annotations
