@@ -47,8 +47,8 @@ WHOLE = [
         "references",
     ]
 ]
-#: What `make check` runs: a file for each room that tells soonest that something broke there, together less than a minute
-#: and a half of processor time. The other files are not even imported.
+#: What `make check` runs: files that tell soonest that something broke in a room, together less than a minute and a
+#: half of processor time. The other files are not even imported.
 FAST = [
     f"test_{name}.py"
     for name in [

@@ -158,8 +158,8 @@ def busy():
 
 @pytest.fixture(scope="session")
 def cheap():
-    child = subprocess.Popen([sys.executable, "-c", "import time\\nwhile time.process_time() < 1.2: pass\\nprint(flush=1)"
-        "\\ninput()"], stdin=-1, stdout=-1)
+    busy = "import time\\nwhile time.process_time() < 1.2: pass\\nprint(flush=1)\\ninput()"
+    child = subprocess.Popen([sys.executable, "-c", busy], stdin=-1, stdout=-1)
     yield child
     child.communicate(b"end")
 
