@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tokenize
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,26 +244,34 @@ def expected_error(block: Block) -> str | None:
 
 
 @pytest.fixture(scope="session")
-def report() -> dict[str, Any]:
-    """All pages with Python blocks, run in one process."""
-    pages: dict[str, list[tuple[int, str, str | None]]] = {}
-    for block in BLOCKS:
-        if block.language == "python" and (block.runs or expected_error(block)):
-            pages.setdefault(short(block.path), []).append((block.line, block.code, expected_error(block)))
+def run_page() -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Runs the Python blocks of a page, in one process for all pages that this core gets."""
     command = [sys.executable, str(ROOT / "tests" / "run_pages.py")]
-    done = subprocess.run(command, input=json.dumps(pages), capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+
+        def run(page: str) -> dict[str, Any]:
+            assert process.stdin and process.stdout
+            print(json.dumps([page, RUNNING.get(page, [])]), file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+            assert answer, f"{page}: the process that runs the pages has ended"
+            result: dict[str, Any] = json.loads(answer)
+            return result
+
+        yield run
 
 
 WITH_PYTHON = sorted({short(block.path) for block in BLOCKS if block.language == "python"})
+#: A page may hold nothing but blocks that are not to run.
+RUNNING: dict[str, list[tuple[int, str, str | None]]] = {}
+for block in BLOCKS:
+    if block.language == "python" and (block.runs or expected_error(block)):
+        RUNNING.setdefault(short(block.path), []).append((block.line, block.code, expected_error(block)))
 
 
-@pytest.mark.timeout(7200)  # the first of them waits for the blocks of all pages
+@pytest.mark.spread
 @pytest.mark.parametrize("page", WITH_PYTHON)
-def test_the_python_of_a_page_runs(page: str, report: dict[str, Any]) -> None:
-    got = report.get(page, {"troubles": [], "seconds": 0})  # a page may hold nothing but blocks that are not to run
+def test_the_python_of_a_page_runs(page: str, run_page: Callable[[str], dict[str, Any]]) -> None:
+    got = run_page(page)
     assert not got["troubles"], "\n".join(got["troubles"])
     assert got["seconds"] < SECONDS, f"{page}: its blocks take {got['seconds']} processor seconds, more than {SECONDS}"
 
@@ -379,6 +388,7 @@ def test_a_block_that_fails_is_named(tmp_path: Path) -> None:
     pages = {
         "good.md": [
             (3, "a = 1\nopen('file', 'w').close()\n", None),
+            (5, "import os\nos.system('echo said; cat')\ninput()\n", "EOFError"),  # and the next page is read
             (9, "assert a == 1\n1 / 0\n", "ZeroDivisionError"),
         ],
         "bad.md": [(5, "a\n", None)],
@@ -386,8 +396,9 @@ def test_a_block_that_fails_is_named(tmp_path: Path) -> None:
         "runs.md": [(1, "1 + 1\n", "ValueError")],
     }
     command = [sys.executable, str(ROOT / "tests" / "run_pages.py")]
-    done = subprocess.run(command, input=json.dumps(pages), capture_output=True, text=True, check=True, cwd=tmp_path)
-    got = json.loads(done.stdout.splitlines()[-1])
+    lines = "".join(json.dumps(page) + "\n" for page in pages.items())
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True, cwd=tmp_path)
+    got = dict(zip(pages, map(json.loads, done.stdout.splitlines()), strict=True))
     assert got["good.md"]["troubles"] == []
     assert "bad.md:5: NameError" in got["bad.md"]["troubles"][0]
     assert "the page says 'ValueError: y', Python says 'ValueError: x'" in got["other.md"]["troubles"][0]
