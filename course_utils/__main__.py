@@ -13,6 +13,7 @@ from course_utils.errors import CourseError
 COMMANDS = {
     "my-labs": ("workshop.authoring.my_labs", "your own copies of the labs: bring them up to date, or start one over"),
     "notebooks": ("workshop.authoring.notebooks", "write and run the labs and solutions"),
+    "publish-as": ("workshop.authoring.publish_as", "give the course its public address on GitHub"),
     "rooms": ("workshop.authoring.rooms", "print the rooms of the library and the arrows between them"),
     "new": ("workshop.authoring.new_chapter", "start a chapter"),
     "grade": ("workshop.grading.command", "grade a class's notebooks"),

@@ -209,11 +209,14 @@ def test_an_archive_serves_as_a_mirror(cache: Path, server: Server, monkeypatch:
     assert server.asked == ["/hutto.tar.gz"]
 
 
-def test_where_the_repository_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_repository_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the repository its settings say so; on Colab pip has written down where the package came from."""
-    config = (Path(assets.__file__).parents[2] / "_config.yml").read_text(encoding="utf-8")
-    assert f"url: {assets._repository()}\n" in config
-    monkeypatch.setattr(assets, "__file__", "/nowhere/site/course_utils/models/assets.py")
+    monkeypatch.setattr(assets, "__file__", str(tmp_path / "course_utils/models/assets.py"))
+    settings = tmp_path / "_config.yml"
+    for owner, found in (("me", "https://github.com/me/course"), ("OWNER", None)):
+        settings.write_text(f"repository:\n  url: https://github.com/{owner}/course/\n", encoding="utf-8")
+        assert assets._repository() == found, "nobody's repository cannot be asked"
+    settings.unlink()
     origin = SimpleNamespace(read_text=lambda _: '{"url": "https://github.com/me/course.git", "vcs_info": {}}')
     monkeypatch.setattr(assets.metadata, "distribution", lambda _: origin)
     assert assets._repository() == "https://github.com/me/course"

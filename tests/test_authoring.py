@@ -15,6 +15,7 @@ import pytest
 
 from course_utils.evaluation import results
 from course_utils.workshop.authoring import notebooks
+from course_utils.workshop.authoring.address import NOBODY, Address
 from course_utils.workshop.authoring.notebooks import AuthoringError, build, notebook_path, out_of_date, to_stub
 
 SOURCES = sorted((notebooks.ROOT / "solutions").glob("[0-9][0-9]_*.py"))
@@ -310,8 +311,7 @@ esac
 """
 
 
-def install_cell(source: Path) -> str:
-    return str(build(source, "lab").cells[1].source)
+ADDRESS = Address("me", "course")
 
 
 @pytest.fixture
@@ -324,7 +324,7 @@ def on_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
         python.chmod(0o755)
         monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
         monkeypatch.setattr(sys, "executable", str(python))
-        exec(compile(install_cell(next(one for one in SOURCES if one.name.startswith("21"))), "cell", "exec"), {})
+        exec(compile(notebooks.install_cell("21_case_study", ADDRESS), "cell", "exec"), {})
 
     return run
 
@@ -335,7 +335,7 @@ def test_on_colab_the_cell_installs_the_version_of_the_notebook(
     on_colab(f'echo "$@" > {shlex.quote(str(tmp_path / "asked"))}', 'exec PYTHON "$@"')  # a real import
     assert capsys.readouterr().out.endswith(f"The course is installed, version {VERSION}.\n")
     asked = (tmp_path / "asked").read_text()
-    assert asked.endswith(f" course-utils[lab21] @ git+{notebooks.repository_address()}@v{VERSION}\n")
+    assert asked.endswith(f" course-utils[lab21] @ git+{ADDRESS.repository}@v{VERSION}\n")
 
 
 @pytest.mark.parametrize(
@@ -367,14 +367,22 @@ def test_on_colab_modules_that_were_loaded_before_are_noticed(
     assert "is installed" not in capsys.readouterr().out
 
 
+def test_on_colab_a_course_without_an_address_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    monkeypatch.setattr("subprocess.run", None)  # nothing is asked of an address that is nobody's
+    with pytest.raises(RuntimeError, match=r"no public address yet.* own computer with `make lab`.* publish-as"):
+        exec(notebooks.install_cell("09_lora", NOBODY), {})
+
+
 def test_elsewhere_the_cell_does_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("subprocess.run", None)
     for source in SOURCES:
-        exec(install_cell(source), {})
+        for address in (NOBODY, ADDRESS):
+            exec(notebooks.install_cell(source.stem, address), {})
 
 
 def test_the_cell_is_the_same_in_every_lab_but_for_its_extra() -> None:
-    texts = {source.stem: install_cell(source) for source in SOURCES}
+    texts = {source.stem: notebooks.install_cell(source.stem, ADDRESS) for source in SOURCES}
     others = {text for stem, text in texts.items() if not stem.startswith("21")}
     assert len(others) == 1 and texts["21_case_study"].replace("[lab21]", "") in others
     assert not [source.name for source in SOURCES if re.search(r"pip install|urlretrieve", source.read_text())]

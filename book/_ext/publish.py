@@ -1,7 +1,8 @@
 """What a published book needs beside its pages: its address, cards for links to it, and a page for wrong addresses.
 
 The address is that of the repository's GitHub Pages, so it stands in `_config.yml` once, as `repository.url`. A book
-that lives elsewhere says so there with `html: baseurl: https://...`.
+that lives elsewhere says so there with `html: baseurl: https://...`. As long as the repository is nobody's, no page has
+a button that leads to it.
 
 Sphinx writes canonical addresses with it, sphinxext-opengraph what a messenger shows when somebody sends a link, and
 sphinx-sitemap `sitemap.xml`. Two things are left for this file:
@@ -25,6 +26,8 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.errors import ConfigError
 
+from course_utils.workshop.authoring.address import NOBODY, Address, AddressError
+
 _LOST = """<h1>This page does not exist</h1>
 <p>The address is wrong, or the page has moved. Look for it in the contents beside this text,
 <a href="search.html">search the book</a>, or begin <a href="{first}.html">with its first page</a>.</p>"""
@@ -44,21 +47,23 @@ _INDEX = """<!DOCTYPE html>
 
 def pages_address(repository: str) -> str:
     """The address of a repository's GitHub Pages, with a slash at the end."""
-    parts = urlparse(repository)
-    owner, _, name = parts.path.strip("/").partition("/")
-    if parts.hostname != "github.com" or not owner or not name or "/" in name:
+    try:
+        return Address.of(repository).pages
+    except AddressError as error:
         raise ConfigError(
             f"repository.url is {repository!r}, and not https://github.com/OWNER/NAME: say where the book is "
             "published with html: baseurl: https://... in _config.yml"
-        )
-    own = f"{owner}.github.io".lower()
-    return f"https://{own}/" if name.lower() == own else f"https://{own}/{name}/"
+        ) from error
 
 
 def set_address(app: Sphinx, config: Config) -> None:
-    """Fill in what follows from the address."""
+    """Fill in what follows from the address, and take the buttons away that would lead nowhere."""
+    options = config.html_theme_options
     if not config.html_baseurl:
-        config.html_baseurl = pages_address(config.html_theme_options["repository_url"])
+        config.html_baseurl = pages_address(options["repository_url"])
+    if options["repository_url"] == NOBODY.repository:
+        options |= dict.fromkeys(("use_repository_button", "use_edit_page_button", "use_issues_button"), False)
+        options["launch_buttons"] = {}
     if not config.html_baseurl.endswith("/"):
         config.html_baseurl += "/"
     config.ogp_site_url = config.html_baseurl

@@ -280,7 +280,7 @@ def _repository() -> str | None:
     package = next(above for above in Path(__file__).resolve().parents if above.name == "course_utils")
     settings = package.parent / "_config.yml"
     if settings.is_file() and (found := re.search(r"^  url: (https?://\S+)", settings.read_text("utf-8"), re.M)):
-        return found[1].rstrip("/")
+        return None if "/OWNER/" in found[1] else found[1].rstrip("/")  # nobody has published the course yet
     try:
         origin = metadata.distribution("course-utils").read_text("direct_url.json")
     except metadata.PackageNotFoundError:

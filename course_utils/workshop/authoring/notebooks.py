@@ -35,7 +35,6 @@ from typing import Any
 import jupytext
 import nbformat
 import torch
-import yaml
 from joblib import Parallel, delayed
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -43,6 +42,7 @@ from nbformat import NotebookNode
 
 from course_utils.errors import CourseError
 from course_utils.evaluation import results
+from course_utils.workshop.authoring import address
 from course_utils.workshop.experiments import store
 
 #: The repository; where only the package is installed, the folder that it lies in (`repository_root` tells them apart).
@@ -75,6 +75,17 @@ if "google.colab" in sys.modules:
     if any(name in sys.modules and sys.modules[name].__version__ != version(name) for name in ("numpy", "pandas")):
         raise RuntimeError("Nearly done: choose Runtime > Restart session, and run all cells from the top.")
     print("The course is installed, version {{ version }}.")"""
+#: In its place, as long as the course has no address: pip would ask for a repository that does not exist.
+_NO_INSTALL = """\
+# On Colab this cell would install the course. Everywhere else it does nothing.
+import sys
+
+if "google.colab" in sys.modules:
+    raise RuntimeError(
+        "This copy of the course has no public address yet, so Colab cannot install it. Run the lab on your own "
+        "computer with `make lab`, or ask whoever gave it to you: one command of the course, publish-as, sets the "
+        "address in all labs."
+    )"""
 _METADATA: dict[str, Any] = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -121,33 +132,58 @@ def main(arguments: list[str]) -> int:
     except AuthoringError as error:
         print(error, file=sys.stderr)
         return 1
-    sources = {path.stem: path for path in sorted((root / "solutions").glob("[0-9][0-9]_*.py"))}
-    unknown = set(options.labs) - set(sources)
+    found = {path.stem: path for path in sources(root)}
+    unknown = set(options.labs) - set(found)
     if unknown:
-        parser.error(f"no lab {', '.join(sorted(unknown))}; there are {', '.join(sources)}")
-    chosen = options.labs or list(sources)
+        parser.error(f"no lab {', '.join(sorted(unknown))}; there are {', '.join(found)}")
+    chosen = options.labs or list(found)
     try:
         if options.check:
-            stale = [line for name in chosen for line in out_of_date(sources[name])]
+            stale = [line for name in chosen for line in out_of_date(found[name])]
             print("\n".join(stale) or f"{2 * len(chosen)} notebooks are up to date with their sources")
             return 1 if stale else 0
         if options.time:
-            _time([sources[name] for name in chosen], options.jobs)
+            _time([found[name] for name in chosen], options.jobs)
             return 0
         if not options.discard_changes:
             for name in chosen:
-                _refuse_changed(sources[name])
+                _refuse_changed(found[name])
         if options.sources:  # all or none: a refusal leaves every notebook as it was
-            renewed = [renew(sources[name], kind, options.keep_outputs) for name in chosen for kind in _KINDS]
+            renewed = [renew(found[name], kind, options.keep_outputs) for name in chosen for kind in _KINDS]
             written = sum(_store(*one) for one in renewed)
             print(f"{written} of {len(renewed)} notebooks renewed; none was run")
             return 0
         for name in chosen:
-            _make(sources[name])
+            _make(found[name])
     except AuthoringError as error:
         print(error, file=sys.stderr)
         return 1
     return 0
+
+
+def sources(root: Path) -> list[Path]:
+    """The sources of all labs, in the order of their numbers."""
+    return sorted((root / "solutions").glob("[0-9][0-9]_*.py"))
+
+
+def renew_install_cells(root: Path) -> list[Path]:
+    """Put the address that `_config.yml` holds now into every notebook, and return those that changed.
+
+    Only the cell that installs the course on Colab is written: outputs and a learner's answers stay.
+    """
+    where, changed = address.stored(root), []
+    for source in sources(root):
+        text = install_cell(source.stem, where)
+        for path in (notebook_path(source, kind) for kind in _KINDS):
+            if not path.is_file():
+                continue
+            notebook = nbformat.read(path, as_version=4)
+            for cell in _code(notebook):
+                if "google.colab" in cell.source:
+                    cell.source = text
+            if _store(path, notebook):
+                changed.append(path)
+    return changed
 
 
 def _make(source: Path) -> None:
@@ -279,9 +315,9 @@ def _run(source: Path, kind: str) -> tuple[NotebookNode, float]:
     return notebook, round(time.perf_counter() - started, 1)
 
 
-def _time(sources: list[Path], jobs: int) -> None:
+def _time(chosen: list[Path], jobs: int) -> None:
     """Run notebooks where they are, on a GPU perhaps, and write only their seconds down."""
-    wanted = [(source, kind) for source in sources for kind in _KINDS]
+    wanted = [(source, kind) for source in chosen for kind in _KINDS]
     work = Parallel(n_jobs=jobs, backend="threading", return_as="generator")  # each kernel is a process of its own
     place = "gpu_seconds" if torch.cuda.is_available() else "seconds"
     for (source, kind), (_, seconds) in zip(wanted, work(delayed(_run)(*one) for one in wanted), strict=True):
@@ -429,16 +465,27 @@ def _cell_id(stem: str, content: str, seen: dict[str, int]) -> str:
 
 
 def _fill(text: str, stem: str) -> str:
-    """Put the cell for Colab, the repository's address and the measured seconds in the place of their names."""
+    """Put the cell for Colab and the measured seconds in the place of their names."""
+    if "{{ install }}" in text:
+        text = text.replace("# {{ install }}", install_cell(stem, address.stored(ROOT)))
+    return text.replace("{{ seconds }}", _shown_seconds(stem))
+
+
+def install_cell(stem: str, where: address.Address) -> str:
+    """The cell that installs the course on Colab.
+
+    Args:
+        stem: of the lab, such as "21_case_study": it may need more packages than the others.
+        where: the course's address; nobody's gives a cell that says so on Colab.
+    """
+    if not where.is_somebodys:
+        return _NO_INSTALL
     version, extras = _project()
-    extra = f"lab{stem.partition('_')[0].lstrip('0')}"  # what one lab needs beside the others
+    extra = f"lab{stem.partition('_')[0].lstrip('0')}"
     return (
-        text.replace("# {{ install }}", _INSTALL)
-        .replace("{{ extra }}", f"[{extra}]" if extra in extras else "")
+        _INSTALL.replace("{{ extra }}", f"[{extra}]" if extra in extras else "")
         .replace("{{ version }}", version)
-        .replace("{{ repository }}", repository_address())
-        .replace("{{ colab }}", f"{colab_address()}/labs/{stem}.ipynb")
-        .replace("{{ seconds }}", _shown_seconds(stem))
+        .replace("{{ repository }}", where.repository)
     )
 
 
@@ -447,19 +494,6 @@ def _project() -> tuple[str, frozenset[str]]:
     """The course's version and the names of its extras, from pyproject.toml."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     return project["version"], frozenset(project["optional-dependencies"])
-
-
-@cache
-def repository_address() -> str:
-    """The public address of the repository, from its one place in `_config.yml`."""
-    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
-    return str(config["repository"]["url"]).rstrip("/")
-
-
-def colab_address() -> str:
-    """Where Colab opens files of the repository."""
-    path = repository_address().removeprefix("https://github.com/")
-    return f"https://colab.research.google.com/github/{path}/blob/main"
 
 
 def _shown_seconds(stem: str) -> str:
