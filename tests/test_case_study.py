@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import DatasetDict
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 from optuna.trial import TrialState
 from patience import PATIENCE
 from torch import nn
@@ -382,6 +382,7 @@ def test_the_model_card_is_complete_and_notices_what_is_missing() -> None:
     for section in SECTIONS:
         assert missing_sections(card.replace(f"## {section}", "## Something")) == [section]
     metadata = ModelCard(card, ignore_metadata_errors=True).data
+    assert isinstance(metadata, ModelCardData)
     assert metadata.license == "apache-2.0" and metadata.pipeline_tag == "text-classification"
     assert metadata.eval_results is not None
     assert metadata.eval_results[0].metric_value == pytest.approx(TEST["models"]["lora"]["mean"], abs=1e-4)
