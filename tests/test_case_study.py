@@ -180,7 +180,9 @@ def test_a_search_says_what_is_wrong(tmp_path: Path, few: DatasetDict) -> None:
         search.search(few, tmp_path / "a.db", trials=0)
     with pytest.raises(search.SearchError, match="does not exist; create it"):
         search.open_study(tmp_path / "no" / "a.db")
-    (tmp_path / "text.db").write_text("no database, but a text that is long enough to be looked at " * 20)
+    (tmp_path / "text.db").write_text(
+        "no database, but a text that is long enough to be looked at " * 20, encoding="utf-8"
+    )
     with pytest.raises(search.SearchError, match="cannot be used as Optuna's storage"):
         search.open_study(tmp_path / "text.db")
     with pytest.raises(search.SearchError, match="missing: scale"):

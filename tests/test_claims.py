@@ -150,7 +150,7 @@ def test_a_home_in_a_page_to_come_need_not_exist(tmp_path: Path) -> None:
     data = project(tmp_path) / "book" / "data"
     row = dataclasses.replace(GOOD, home="12_prompt_tuning#anything", cell="", correct="So.")
     assert not list(claims.Book(data).problems(row))
-    (data.parent / "12_prompt_tuning.md").write_text("# Prompt tuning\n\n## The idea\n")
+    (data.parent / "12_prompt_tuning.md").write_text("# Prompt tuning\n\n## The idea\n", encoding="utf-8")
     [problem] = claims.Book(data).problems(row)
     assert "book/12_prompt_tuning.md has no heading 'anything'; there are: prompt-tuning, the-idea" in problem
 
@@ -186,7 +186,7 @@ ROW = """\
 def test_a_malformed_file_is_refused_with_its_line(tmp_path: Path, before: str, after: str, said: str) -> None:
     file = tmp_path / "claims.yml"
     assert before in ROW
-    file.write_text(ROW.replace(before, after))
+    file.write_text(ROW.replace(before, after), encoding="utf-8")
     with pytest.raises(claims.ClaimError) as error:
         claims.load(file)
     assert said in f"{error.value.line}: {error.value}"
@@ -202,19 +202,26 @@ def project(folder: Path, rows: str = ROW) -> Path:
     source = folder / "source"
     for name in ("book/data", "book/results", "labs"):
         (source / name).mkdir(parents=True, exist_ok=True)
-    (source / "index.md").write_text("# Book\n\n```{toctree}\nbook/09_lora\nbook/page\nlabs/09_lora\n```\n")
-    (source / "book" / "page.md").write_text("# Page\n\n```{claims}\n```\n\n## After\n\n```{misconceptions}\n```\n")
-    (source / "book" / "09_lora.md").write_text(LORA)
+    (source / "index.md").write_text(
+        "# Book\n\n```{toctree}\nbook/09_lora\nbook/page\nlabs/09_lora\n```\n", encoding="utf-8"
+    )
+    (source / "book" / "page.md").write_text(
+        "# Page\n\n```{claims}\n```\n\n## After\n\n```{misconceptions}\n```\n", encoding="utf-8"
+    )
+    (source / "book" / "09_lora.md").write_text(LORA, encoding="utf-8")
     cell = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": ["# Lab\n", "\n", "## Exercise 1\n"]}
     notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-    (source / "labs" / "09_lora.ipynb").write_text(json.dumps(notebook))
+    (source / "labs" / "09_lora.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     (source / "book" / "data" / "chapters.yml").write_text(
         "- {number: 9, file: 09_lora, title: LoRA, part: Two}\n"
-        "- {number: 12, file: 12_prompt_tuning, title: Prompt tuning, part: Two}\n"
+        "- {number: 12, file: 12_prompt_tuning, title: Prompt tuning, part: Two}\n",
+        encoding="utf-8",
     )
-    (source / "book" / "data" / "claims.yml").write_text(rows)
-    (source / "book" / "data" / "misconceptions.yml").write_text(ROW.replace("002-02", "1").replace("002-14", "2"))
-    (source / "book" / "results" / "quality.json").write_text(json.dumps({"lora": 0.962}))
+    (source / "book" / "data" / "claims.yml").write_text(rows, encoding="utf-8")
+    (source / "book" / "data" / "misconceptions.yml").write_text(
+        ROW.replace("002-02", "1").replace("002-14", "2"), encoding="utf-8"
+    )
+    (source / "book" / "results" / "quality.json").write_text(json.dumps({"lora": 0.962}), encoding="utf-8")
     return source
 
 
@@ -237,7 +244,7 @@ def build(folder: Path) -> tuple[str, str, Sphinx]:
             warning=warnings,
         )
         app.build()
-    return (folder / "html" / "book" / "page.html").read_text(), warnings.getvalue(), app
+    return (folder / "html" / "book" / "page.html").read_text(encoding="utf-8"), warnings.getvalue(), app
 
 
 class Entries(HTMLParser):
@@ -351,7 +358,9 @@ def test_a_planted_error_stops_the_build_with_file_and_line(tmp_path: Path, befo
 def test_a_page_that_comes_is_linked_in_the_next_build(tmp_path: Path) -> None:
     source = project(tmp_path)
     assert "To come: Prompt tuning." in Entries(build(tmp_path)[0]).texts["claim-002-14"]
-    (source / "book" / "12_prompt_tuning.md").write_text("---\norphan: true\n---\n# Prompt tuning\n\n## The idea\n")
+    (source / "book" / "12_prompt_tuning.md").write_text(
+        "---\norphan: true\n---\n# Prompt tuning\n\n## The idea\n", encoding="utf-8"
+    )
     html, warnings, _ = build(tmp_path)
     assert not warnings
     assert "12_prompt_tuning.html#the-idea" in Entries(html).links["claim-002-14"]
