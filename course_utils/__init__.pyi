@@ -43,6 +43,7 @@ from .models import load_causal_lm as load_causal_lm, load_classifier as load_cl
 from .training import (
     ChatTraining as ChatTraining,
     TrainingConfig as TrainingConfig,
+    fastest_dtype as fastest_dtype,
     fit as fit,
     train_on_chats as train_on_chats,
     write_answers as write_answers,

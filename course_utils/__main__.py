@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 from course_utils.errors import CourseError
@@ -65,10 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.command == "fetch":
         return _fetch(chosen.names, chosen.all, chosen.pack)
     module, _ = COMMANDS[chosen.command]
-    if module.startswith("workshop.") and find_spec("course_utils.workshop") is None:
+    if module.startswith("workshop.") and not (Path(__file__).parent / "workshop").is_dir():
         print(
-            f"{chosen.command} works on the course's repository, and an installed package holds none of it. Get the "
-            "repository, and call the command in its folder.",
+            f"{chosen.command}: this command needs the repository of the course, which an installed package lacks. "
+            "Get the repository, and call the command in its folder.",
             file=sys.stderr,
         )
         return 1

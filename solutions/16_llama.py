@@ -37,6 +37,7 @@ from course_utils import (
     check,
     count_parameters,
     eject,
+    fastest_dtype,
     inject,
     load_causal_lm,
     load_sentiment,
@@ -47,7 +48,6 @@ from course_utils import (
 from course_utils.data import answer, question, read_answer
 from course_utils.models import encode_chat, encode_prompt, pad_left
 from course_utils.plots import loss_curve
-from course_utils.training import fastest_dtype
 
 # %% [markdown]
 # ## The model

@@ -6,6 +6,7 @@ for a wrong formula alone where it is to fail for what it does.
 
 from __future__ import annotations
 
+import secrets
 import tempfile
 from pathlib import Path
 
@@ -173,9 +174,10 @@ DECEITFUL: dict[str, tuple[str, str]] = {
     ),
 }
 
-#: Where attacks try to write, and a folder that they try to destroy; the test makes the one and misses the other.
-ESCAPED = Path(tempfile.gettempdir()) / "course-grading-test-escaped"
-VICTIM = Path(tempfile.gettempdir()) / "course-grading-test-victim"
+#: Where attacks try to write, and a folder that they try to destroy; the test makes the one and misses the other. Each
+#: process has its own, so that two runs on one computer do not meet.
+_OWN = Path(tempfile.gettempdir()) / f"course-grading-test-{secrets.token_hex(8)}"
+ESCAPED, VICTIM = _OWN.with_suffix(".escaped"), _OWN.with_suffix(".victim")
 _OUT, _VICTIM = str(ESCAPED), str(VICTIM)
 
 #: What each tries must not happen; the code returns the solution's result only where its attempt succeeds.

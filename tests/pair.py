@@ -2,21 +2,30 @@
 
 `torchrun` imports PyTorch once itself and the library once in each process, which takes longer than what the tests do
 there. The processes here find the same environment and come together in the same way. That the page's own command
-starts them as well is a test by itself (`test_accelerate_launch_trains_as_one_process_and_saves_once`).
+starts them as well is a test by itself (`test_accelerate_launch_trains_as_one_process_and_saves_once`). Tests that call
+`together` carry `IN_PAIRS`, which keeps them on one core: the process that they are forked from starts once.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
+import pytest
+from patience import PATIENCE
+
+from course_utils.workshop.experiments import parallel
+
 _CONTEXT = get_context("forkserver")  # it forks before it has threads, and has never met a GPU
-_CONTEXT.set_forkserver_preload(["course_utils.workshop.experiments.parallel"])
+# By its module, not by a string: a name that does not exist would be ignored, and each process would import again.
+_CONTEXT.set_forkserver_preload([parallel.__name__])
+IN_PAIRS = pytest.mark.xdist_group("tests in pairs of processes")
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -41,8 +50,9 @@ def together(work: Callable[..., object], *arguments: object, folder: Path, proc
     ]
     for process in group:
         process.start()
+    until = time.monotonic() + PATIENCE
     for process in group:
-        process.join(timeout=240)
+        process.join(timeout=max(0.0, until - time.monotonic()))
     codes = [process.exitcode for process in group]
     for process in group:
         process.kill()

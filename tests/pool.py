@@ -3,12 +3,15 @@
 `conftest.py` registers this module. Four things happen here:
 
 * **Units.** With `--dist loadgroup` a free core takes the next unit from one queue, the longest first. A notebook is a
-  unit, because one kernel serves it. So are the tests of a file that share one of its module's or session's fixtures.
-  Every other test function is a unit of its own, with all its parameters.
-* **Processor seconds.** After each phase of a test its report gets the seconds (user and system) that its process has
-  used since the report before, with those of the children that ended. A kernel ends with its notebook.
+  unit, because one kernel serves it. So are the tests of a file that share a fixture of its module: what took long to
+  make is made once. A session's fixture binds nobody, each core that needs it makes its own; so a file gives that scope
+  to what is cheap, such as a browser. Every other test function is a unit of its own: with all its parameters, or, with
+  the marker `spread`, each of them. The marker `xdist_group` names a unit across files.
+* **Processor seconds.** After each test its report gets the seconds (user and system) that its process has used since
+  the one before, with those of its children: of the ended ones, and of those that live on, like a browser.
 * **The network.** Who needs a package index asks for the fixture `network`.
-* **Fast tests.** `--fast` chooses by the seconds in `tests/stages.json`: the same ones on every computer.
+* **Fast tests.** Of the files that `conftest.py` names, `--fast` leaves out what `tests/stages.json` knows as slow: the
+  same tests on every computer.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -32,6 +36,7 @@ VARIABLE = "COURSE_TEST_TIMES"
 _environment: dict[str, str] = {}
 _times: dict[str, dict[str, Any]] = {}
 _before = 0.0
+_UNIT = pytest.StashKey[str]()
 
 
 def table() -> dict[str, Any]:
@@ -41,8 +46,16 @@ def table() -> dict[str, Any]:
 
 
 def used() -> float:
-    """Processor seconds of this process and of the children that it has waited for."""
-    return sum(os.times()[:4])
+    """Processor seconds of this process and of its children, whether they ended or live."""
+    return sum(os.times()[:4]) + sum(map(_seconds, psutil.Process().children(recursive=True)))
+
+
+def _seconds(process: psutil.Process) -> float:
+    """Of a living process and of the children that it has waited for; 0 where it ended meanwhile."""
+    try:
+        return sum(process.cpu_times()[:4])
+    except psutil.Error:
+        return 0.0
 
 
 def is_notebook(item: pytest.Item) -> bool:
@@ -52,16 +65,23 @@ def is_notebook(item: pytest.Item) -> bool:
 
 def unit(item: pytest.Item) -> str:
     """The name of what must stay on one core: `labs/09_lora.ipynb`, `tests/test_x.py`, or `tests/test_x.py::test_y`."""
+    if _UNIT not in item.stash:  # xdist adds the unit to the test's name later
+        item.stash[_UNIT] = _unit(item)
+    return item.stash[_UNIT]
+
+
+def _unit(item: pytest.Item) -> str:
+    if group := item.get_closest_marker("xdist_group"):
+        return str(group.args[0])
     file, *names = item.nodeid.split("::")
     info = getattr(item, "_fixtureinfo", None)  # a cell of a notebook has none
     if is_notebook(item) or not info:
         return file
-    shared = [
-        definitions[-1].argname
-        for definitions in info.name2fixturedefs.values()
-        if definitions[-1].scope in ("module", "session") and definitions[-1].baseid.split("::")[0] == file
-    ]
-    return file if shared else "::".join([file, *names]).split("[")[0]
+    for definitions in info.name2fixturedefs.values():
+        if definitions[-1].scope == "module" and definitions[-1].baseid.split("::")[0] == file:
+            return file
+    name = "::".join([file, *names])
+    return name if item.get_closest_marker("spread") else name.split("[")[0]
 
 
 # --- what runs, and in which order -----------------------------------------------------------------------------------
@@ -124,7 +144,8 @@ def network() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Remember the environment."""
+    """Remember the environment, and say what `spread` means."""
+    config.addinivalue_line("markers", "spread: each parameter of the test may run on another core")
     _environment.update({name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"})
 
 
@@ -139,9 +160,10 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     """Add the processor seconds, and say what a timeout means."""
     global _before
     report: Any = yield
-    now = used()
-    report.processor_seconds, _before = now - _before, now
-    report.unit = unit(item)
+    report.processor_seconds, report.unit = 0.0, unit(item)
+    if call.when == "teardown":  # counted once for a test, because to look for its children takes milliseconds
+        now = used()
+        report.processor_seconds, _before = now - _before, now
     if call.excinfo and report.failed and ran_out_of_time(call.excinfo):
         report.sections.append(("slow machine or hang", PATIENCE))
     return report
@@ -159,7 +181,7 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if not hasattr(report, "processor_seconds"):
         return
     row = _times.setdefault(
-        report.nodeid.rsplit("@", 1)[0] if report.nodeid.rfind("@") > report.nodeid.rfind("]") else report.nodeid,
+        report.nodeid.removesuffix(f"@{report.unit}"),
         {"unit": report.unit, "wall": 0.0, "processor": 0.0, "failed": False},
     )
     row["wall"] += report.duration

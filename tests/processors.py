@@ -1,7 +1,8 @@
 """All tests and notebooks on processors that this one can be made to be: `make test-processors`, hours on two cores.
 
     python tests/processors.py             # everything; what passed for the same files is remembered and left out
-    python tests/processors.py equality    # the comparisons with peft, on the plainest of these processors: minutes
+    python tests/processors.py equality    # the comparisons with peft, on the plainest of these processors: minutes;
+                                           # `make test` runs them, too
     python tests/processors.py table       # what was found so far
 
 PyTorch, oneDNN and MKL choose their kernels by the processor's instructions, and a variable forbids each of them the
@@ -65,16 +66,27 @@ class Variant:
     threads: int
     has_notebooks: bool = True
 
-    def run(self, files: list[str], log: Path) -> bool:
-        """Whether pytest passes with these files; what it prints goes to the log."""
+    def run(self, files: list[str], log: Path, jobs: int | None = None) -> bool:
+        """Whether pytest passes with these files; what it prints goes to the log.
+
+        Args:
+            files: of tests, or notebooks.
+            log: to be written.
+            jobs: processes, 0 for none beside pytest's own; None for as many as there are cores for.
+        """
         threads = {"OMP_NUM_THREADS": str(self.threads), "COURSE_TEST_THREADS": str(self.threads)}
-        jobs = max(1, min(4, os.cpu_count() or 1) // self.threads)
+        if jobs is None:
+            jobs = max(1, min(4, os.cpu_count() or 1) // self.threads)
         command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-n", str(jobs), "--dist", "loadfile", *files]
         if files[0].endswith(".ipynb"):
             command += ["--nbval", f"--nbval-cell-timeout={CELL_SECONDS}"]
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w", encoding="utf-8") as output:
-            environment = os.environ | {"TQDM_DISABLE": "1"} | threads | self.environment
+            # Another pytest may have started this one, and its variables are not meant for it.
+            kept = {
+                name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COURSE_TEST_"))
+            }
+            environment = kept | {"TQDM_DISABLE": "1"} | threads | self.environment
             return subprocess.run(command, cwd=ROOT, env=environment, stdout=output, stderr=output).returncode == 0
 
 
@@ -83,6 +95,8 @@ VARIANTS = [
     for name, environment in (("no AVX", PLAIN), ("AVX2", AVX2), ("this processor", {}))
     for threads in (1, 2)
 ] + [Variant("another order of sums", {"COURSE_TEST_ORDER": "1"}, 1, has_notebooks=False)]
+#: What `make test` runs, too (test_plain_processor.py): all that differs, at once.
+PLAIN_IN_ANY_ORDER = Variant("equality", PLAIN | {"COURSE_TEST_ORDER": "1"}, threads=1, has_notebooks=False)
 
 
 def tree() -> str:
@@ -161,8 +175,7 @@ def main() -> int:
     what = parser.parse_args().what
     if what == "equality":
         log = FOLDER / "equality.log"
-        plain_in_any_order = Variant("equality", PLAIN | {"COURSE_TEST_ORDER": "1"}, threads=1)
-        passed = plain_in_any_order.run(EQUALITY, log)
+        passed = PLAIN_IN_ANY_ORDER.run(EQUALITY, log)
         print(log.read_text(encoding="utf-8") if not passed else log.read_text(encoding="utf-8").splitlines()[-1])
         return int(not passed)
     memory = Memory(tree())

@@ -1,7 +1,8 @@
-"""Run the Python blocks of pages, each page's in order in one namespace: `python tests/run_pages.py < pages.json`.
+"""Run the Python blocks of pages, each page's in order in one namespace: `python tests/run_pages.py`.
 
-A process of its own, as a reader would have it, and one for all pages, because torch is slow to import. Input: page →
-list of [line, code, expected error or null]. Output, the last line: page → {"seconds" of the processor, "troubles"}.
+A process of its own, as a reader would have it, and one for many pages, because torch is slow to import. A line of the
+input is a page, [name, list of [line, code, expected error or null]], and is answered by a line of the output before
+the next one is read: {"seconds" of the processor, "troubles"}.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import io
 import json
 import linecache
 import os
-import sys
 import traceback
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,12 +56,16 @@ def run_page(page: str, blocks: list[tuple[int, str, str | None]]) -> dict[str, 
 
 
 def main() -> None:
-    """Read pages, run them, print the report."""
+    """Read a page, run it, answer; what the blocks and their programs read and print is none of it."""
     import torch
 
     torch.set_num_threads(1)
-    pages = json.load(sys.stdin)
-    print(json.dumps({page: run_page(page, blocks) for page, blocks in pages.items()}))
+    pages, answers = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    for line in pages:
+        page, blocks = json.loads(line)
+        print(json.dumps(run_page(page, blocks)), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -39,10 +39,13 @@ BUDGETS: dict[str, float] = {
     "fast tests": 600,
     "tests": 3000,
     "pretended device": 400,
+    "plain processor": 900,
     "notebooks": 3000,
     "starting pytest": 300,
 }
 REFERENCE = 0.18
+#: Files of tests that are rows of their own.
+PARTS = {"tests/test_pretended_device.py": "pretended device", "tests/test_plain_processor.py": "plain processor"}
 
 
 @dataclass
@@ -140,7 +143,8 @@ def part_of(unit: str) -> str:
     """The row of the table to which a unit of the pool belongs."""
     if unit.endswith(".ipynb"):
         return "notebooks"
-    return "pretended device" if unit.startswith("tests/test_pretended_device.py") else "tests"
+    file = unit.split("::")[0]
+    return PARTS.get(file, "tests")
 
 
 def _parts(whole: Row, tests: dict[str, Any], split: bool) -> list[Row]:

@@ -250,6 +250,33 @@ def test_prose_cannot_break_a_page() -> None:
     ]
 
 
+@pytest.mark.parametrize("what", ["data", "attribute", "property"])
+def test_a_colon_in_a_comment_makes_no_type(what: str) -> None:
+    """Napoleon reads "BitFit's two: query and value" as a type and what it is for."""
+    lines = ["BitFit's two: query and value.", "Of each layer."]
+    library.shorten(cast(Sphinx, None), what, "room.PLACES", None, None, lines)
+    shown = napoleon.GoogleDocstring(lines, OPTIONS, what=what, name="PLACES").lines()
+    assert shown == ["BitFit's two: query and value.", "Of each layer."]
+
+
+@pytest.mark.parametrize(
+    ("name", "ignored"),
+    [
+        ("torch.Tensor", True),
+        ("collections.abc.Sequence", True),
+        ("course_utils.methods.adapter_layers._Adapted", True),
+        ("course_utils.methods.lora.LoRAConfig", False),
+        ("LoRAConfig", False),
+        ("MethodError", False),
+        ("a sentence that was taken for a type", False),
+    ],
+)
+def test_only_names_of_others_may_lack_a_reference(name: str, ignored: bool) -> None:
+    config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["sphinx"]["config"]
+    patterns = [pattern for role, pattern in config["nitpick_ignore_regex"] if role == "py:.*"]
+    assert patterns and any(re.fullmatch(pattern, name) for pattern in patterns) is ignored
+
+
 def test_every_file_of_a_room_is_in_the_contents() -> None:
     [part] = [part for part in TOC["parts"] if part["caption"] == "The library"]
     rooms = {entry["file"]: entry["sections"][0]["glob"] for entry in part["chapters"]}

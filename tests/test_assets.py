@@ -211,7 +211,7 @@ def test_an_archive_serves_as_a_mirror(cache: Path, server: Server, monkeypatch:
 
 def test_where_the_repository_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the repository its settings say so; on Colab pip has written down where the package came from."""
-    config = (Path(assets.__file__).parents[1] / "_config.yml").read_text(encoding="utf-8")
+    config = (Path(assets.__file__).parents[2] / "_config.yml").read_text(encoding="utf-8")
     assert f"url: {assets._repository()}\n" in config
     monkeypatch.setattr(assets, "__file__", "/nowhere/site/course_utils/models/assets.py")
     origin = SimpleNamespace(read_text=lambda _: '{"url": "https://github.com/me/course.git", "vcs_info": {}}')

@@ -239,7 +239,7 @@ class Reader(HTMLParser):
             self._in_article = False
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def readers() -> dict[Path, Reader]:
     """Every HTML file of the built book."""
     missing = [name for name in PAGES if not (HTML / f"{name}.html").is_file()]
@@ -483,7 +483,18 @@ _TOO_FAINT = """() => {
 
 #: Violations of axe-core that cannot be mended here: (rule, part of the selector) → why.
 ALLOWED: dict[tuple[str, str], str] = {}
-_AXE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+_SOURCE = (Path(axe_playwright_python.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
+# axe keeps the private fields of each colour in weak maps, and the garbage collector visits these again and again.
+# Here a field stands on its object, which says the same and takes a third less time (measured).
+_FIELDS = """class {
+  own = Symbol();
+  has(key) { return Object.hasOwn(key, this.own); }
+  get(key) { return key[this.own]; }
+  set(key, value) { key[this.own] = value; return this; }
+  add(key) { return this.set(key, true); }
+  delete(key) { return delete key[this.own]; }
+}"""
+_AXE = f"(() => {{ if (window.axe) return; const WeakMap = {_FIELDS}, WeakSet = WeakMap;\n{_SOURCE}\n}})()"
 #: What a colour scheme can change.
 _COLOURS = ["color-contrast", "link-in-text-block"]
 
@@ -511,6 +522,7 @@ def violations(page: Page, rules: list[str] | None = None) -> list[str]:
     return found
 
 
+@pytest.mark.spread
 @pytest.mark.parametrize("scheme", VIEWS)
 @pytest.mark.parametrize("name", [*PAGES, *GENERATED, "index"])
 def test_a_page(name: str, scheme: str, contexts: dict[str, BrowserContext], server: str) -> None:

@@ -15,7 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from pair import together
+from pair import IN_PAIRS, together
 from patience import PATIENCE
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -112,6 +112,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return rows
 
 
+@IN_PAIRS
 @pytest.mark.parametrize("name", configs())
 def test_a_method_in_two_processes_is_that_in_one(name: str, two_processes: dict[str, Any]) -> None:
     row = two_processes[name]

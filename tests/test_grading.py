@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,7 +93,7 @@ UNREADABLE: dict[str, tuple[bytes, str]] = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The class: a folder for each notebook below."""
     made = tmp_path_factory.mktemp("class")
@@ -133,7 +132,7 @@ HIDDEN = {{"lora.count": whole}}
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An instructor's own check."""
     path = tmp_path_factory.mktemp("hidden") / "checks.py"
@@ -141,25 +140,25 @@ def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def graded(
     folder: Path, hidden: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Path, dict[tuple[str, str], Record]]]:
     """The reports, and (student, exercise) → record; the whole class is graded once."""
     out = tmp_path_factory.mktemp("report")
-    hostile.VICTIM.mkdir(exist_ok=True)
+    hostile.VICTIM.mkdir()
     (hostile.VICTIM / "file").write_text("still here", encoding="utf-8")
-    hostile.ESCAPED.unlink(missing_ok=True)
-    os.environ["COURSE_TEST_SECRET"] = "not for students"
     try:
-        records = command.grade(folder, out, limits=LIMITS, roster=["Zoë Absent"], hidden=hidden)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("COURSE_TEST_SECRET", "not for students")
+            records = command.grade(folder, out, limits=LIMITS, roster=["Zoë Absent"], hidden=hidden)
+        yield out, {(one.student, one.exercise): one for one in records}
     except command.GradingError as error:
         if "cannot confine" in str(error):  # a browser can be installed, another kernel cannot
             pytest.skip(str(error))
         raise
-    del os.environ["COURSE_TEST_SECRET"]
-    yield out, {(one.student, one.exercise): one for one in records}
-    shutil.rmtree(hostile.VICTIM)
+    finally:
+        shutil.rmtree(hostile.VICTIM)
 
 
 Graded = tuple[Path, dict[tuple[str, str], Record]]

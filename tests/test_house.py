@@ -12,6 +12,7 @@ import jupytext
 import pytest
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
+from course_utils.errors import CourseError
 from course_utils.workshop.authoring import rooms
 
 ROOT = Path(__file__).parents[1]
@@ -60,13 +61,32 @@ def test_a_name_has_one_meaning() -> None:
     for file in LIBRARY.rglob("*.py"):
         if file.stem not in ("__init__", "__main__") and "chapter" not in file.parts:  # the template of a chapter
             homes[file.stem].add(file.relative_to(LIBRARY).parent.as_posix())
-    of_chapters = {"exercises", "plots", "workshop/experiments"}
-    of_methods = {"methods", "checkpoints"}
-    several = {name: places for name, places in homes.items() if len(places) > 1}
-    for name, places in several.items():
-        rest = places - of_methods if name in {f.stem for f in (LIBRARY / "methods").glob("*.py")} else set(places)
-        rest = rest - of_chapters if name in CHAPTERS | {"quality"} else rest
-        assert len(rest) == 0 or (len(rest) == 1 and not places - rest), f"{name} means several things: {places}"
+    methods = {file.stem for file in (LIBRARY / "methods").glob("*.py")}
+    for name, places in homes.items():
+        shared: set[str] = set()
+        if name in CHAPTERS | {"quality"}:  # what is asked, drawn and measured for one chapter
+            shared |= {"exercises", "plots", "workshop/experiments"}
+        if name in methods:  # a method and its checkpoints
+            shared |= {"methods", "checkpoints"}
+        if name == "errors":  # each room's own
+            shared = places
+        meanings = len(places - shared) + bool(places & shared)
+        assert meanings == 1, f"{name} means several things: {sorted(places)}"
+
+
+def test_every_error_is_a_course_error() -> None:
+    """So that one `except CourseError` catches what the course refuses, and a bug of ours is told from it."""
+    found = set()
+    for file in LIBRARY.rglob("*.py"):
+        names = [
+            node.name
+            for node in ast.parse(file.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.ClassDef) and node.name.endswith("Error")
+        ]
+        if names:
+            module = import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+            found |= {getattr(module, name) for name in names}
+    assert len(found) > 20 and not [error.__name__ for error in found if not issubclass(error, CourseError)]
 
 
 @pytest.mark.parametrize("folder", DOORS, ids=lambda folder: folder.relative_to(ROOT).as_posix())

@@ -212,7 +212,7 @@ def test_what_is_installed_without_the_repository_has_its_results(tmp_path: Path
     done = _in_python(run, site, tmp_path)
     assert done.stdout.strip() == str([1] * len(commands)), done.stderr
     lines = done.stderr.splitlines()
-    assert [line.split(" works on the course's repository")[0] for line in lines] == commands
+    assert [line.split(": this command needs the repository")[0] for line in lines] == commands
 
 
 def _in_python(code: str, site: Path, folder: Path) -> subprocess.CompletedProcess[str]:

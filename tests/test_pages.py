@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tokenize
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,26 +244,34 @@ def expected_error(block: Block) -> str | None:
 
 
 @pytest.fixture(scope="session")
-def report() -> dict[str, Any]:
-    """All pages with Python blocks, run in one process."""
-    pages: dict[str, list[tuple[int, str, str | None]]] = {}
-    for block in BLOCKS:
-        if block.language == "python" and (block.runs or expected_error(block)):
-            pages.setdefault(short(block.path), []).append((block.line, block.code, expected_error(block)))
+def run_page() -> Iterator[Callable[[str], dict[str, Any]]]:
+    """Runs the Python blocks of a page, in one process for all pages that this core gets."""
     command = [sys.executable, str(ROOT / "tests" / "run_pages.py")]
-    done = subprocess.run(command, input=json.dumps(pages), capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+
+        def run(page: str) -> dict[str, Any]:
+            assert process.stdin and process.stdout
+            print(json.dumps([page, RUNNING.get(page, [])]), file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+            assert answer, f"{page}: the process that runs the pages has ended"
+            result: dict[str, Any] = json.loads(answer)
+            return result
+
+        yield run
 
 
 WITH_PYTHON = sorted({short(block.path) for block in BLOCKS if block.language == "python"})
+#: A page may hold nothing but blocks that are not to run.
+RUNNING: dict[str, list[tuple[int, str, str | None]]] = {}
+for block in BLOCKS:
+    if block.language == "python" and (block.runs or expected_error(block)):
+        RUNNING.setdefault(short(block.path), []).append((block.line, block.code, expected_error(block)))
 
 
-@pytest.mark.timeout(7200)  # the first of them waits for the blocks of all pages
+@pytest.mark.spread
 @pytest.mark.parametrize("page", WITH_PYTHON)
-def test_the_python_of_a_page_runs(page: str, report: dict[str, Any]) -> None:
-    got = report.get(page, {"troubles": [], "seconds": 0})  # a page may hold nothing but blocks that are not to run
+def test_the_python_of_a_page_runs(page: str, run_page: Callable[[str], dict[str, Any]]) -> None:
+    got = run_page(page)
     assert not got["troubles"], "\n".join(got["troubles"])
     assert got["seconds"] < SECONDS, f"{page}: its blocks take {got['seconds']} processor seconds, more than {SECONDS}"
 
@@ -379,6 +388,7 @@ def test_a_block_that_fails_is_named(tmp_path: Path) -> None:
     pages = {
         "good.md": [
             (3, "a = 1\nopen('file', 'w').close()\n", None),
+            (5, "import os\nos.system('echo said; cat')\ninput()\n", "EOFError"),  # and the next page is read
             (9, "assert a == 1\n1 / 0\n", "ZeroDivisionError"),
         ],
         "bad.md": [(5, "a\n", None)],
@@ -386,10 +396,87 @@ def test_a_block_that_fails_is_named(tmp_path: Path) -> None:
         "runs.md": [(1, "1 + 1\n", "ValueError")],
     }
     command = [sys.executable, str(ROOT / "tests" / "run_pages.py")]
-    done = subprocess.run(command, input=json.dumps(pages), capture_output=True, text=True, check=True, cwd=tmp_path)
-    got = json.loads(done.stdout.splitlines()[-1])
+    lines = "".join(json.dumps(page) + "\n" for page in pages.items())
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, check=True, cwd=tmp_path)
+    got = dict(zip(pages, map(json.loads, done.stdout.splitlines()), strict=True))
     assert got["good.md"]["troubles"] == []
     assert "bad.md:5: NameError" in got["bad.md"]["troubles"][0]
     assert "the page says 'ValueError: y', Python says 'ValueError: x'" in got["other.md"]["troubles"][0]
     assert "but the block runs" in got["runs.md"]["troubles"][0]
     assert not list(tmp_path.iterdir())
+
+
+# --- names of the library --------------------------------------------------------------------------------------------
+
+NAMING = [
+    *TEXTS,
+    *sorted((ROOT / "book" / "library").glob("*.md")),
+    *sorted((ROOT / "course_utils").rglob("README.md")),
+]
+#: Files that a command makes, which stands beside the name.
+TO_BE_MADE = re.compile(r"NN_name|my_lab\b|book/_build|tests/stages\.json")
+
+
+def named_in(file: Path) -> list[str]:
+    """What a module, or the stub of a front door, defines: at its top, in its classes and in its functions."""
+    found = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            found.append(node.name)
+        elif isinstance(node, ast.ImportFrom):
+            found += [alias.asname or alias.name for alias in node.names]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found += [target.id for target in targets if isinstance(target, ast.Name)]
+    return found
+
+
+def exists(name: str) -> bool:
+    """Is this path there, or this module or object of the library (nothing is imported)?"""
+    if "/" in name:
+        return (ROOT / name).exists()
+    place, steps = ROOT, name.split(".")
+    while steps and (place / steps[0]).is_dir():
+        place = place / steps.pop(0)
+    if steps and (place / f"{steps[0]}.py").is_file():
+        files = [place / f"{steps.pop(0)}.py"]
+    else:
+        files = [*place.glob("__init__.py*")]
+    known = {found for file in files for found in named_in(file)}
+    return set(steps) <= known
+
+
+def missing(text: str) -> list[str]:
+    """The paths and dotted names of a text that do not exist."""
+    paths = re.findall(r"(?<![\w/.-])(?:course_utils|tests|solutions|labs|book)/[\w./-]*\w", text)
+    dotted = re.findall(r"(?<![\w/.-])course_utils(?:\.\w+)+", text)
+    return sorted({name for name in (*paths, *dotted) if not TO_BE_MADE.search(name) and not exists(name)})
+
+
+@pytest.mark.parametrize("path", NAMING, ids=short)
+def test_a_page_names_only_what_exists(path: Path) -> None:
+    assert not missing(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("`course_utils/study.py`", ["course_utils/study.py"]),
+        ("see course_utils.studies.runs.", ["course_utils.studies.runs"]),
+        ("`course_utils.methods.lora.LoRALinear.backward`", ["course_utils.methods.lora.LoRALinear.backward"]),
+        ("`course_utils.fitt` and `tests/test_page.py`", ["course_utils.fitt", "tests/test_page.py"]),
+        ("`course_utils.methods.lora.LoRALinear.forward`, `course_utils.fit`, `course_utils/methods/`", []),
+    ],
+)
+def test_a_name_that_is_gone_is_found(text: str, found: list[str]) -> None:
+    assert missing(text) == found
+
+
+@pytest.mark.parametrize("name", ["README.md", "book/index.md"])
+def test_the_size_of_the_library_is_said_as_it_is(name: str) -> None:
+    """As the guide says it, whose lines are counted in `tests/test_house.py`."""
+    guide = (ROOT / "course_utils" / "README.md").read_text(encoding="utf-8")
+    lines = [int(row) for row in re.findall(r"^\| \d+ \| \[`[^`]+`\]\([^)]+\) \| (\d+) \|", guide, re.MULTILINE)]
+    text = (ROOT / name).read_text(encoding="utf-8")
+    count = {8: "Eight", 9: "Nine", 10: "Ten", 11: "Eleven", 12: "Twelve"}[len(lines)]
+    assert f"{count} of its files" in text and f"{sum(lines):,} lines" in text

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from pair import together
 from torch import nn
 
 from course_utils.models.chat import ChatError
-from course_utils.training import TrainingConfig, precision
+from course_utils.training import TrainingConfig, precision, run
 from course_utils.training.chats import ChatTraining
 from course_utils.training.precision import SlowPrecisionWarning, bf16_factor, choose, describe, fastest_dtype
 
@@ -122,3 +124,19 @@ def test_settings() -> None:
     assert TrainingConfig(precision="auto").precision == ChatTraining().precision == "auto"
     with pytest.raises(ChatError, match="precision is one of fp32, bf16, auto, got 'fp16'"):
         ChatTraining(precision="fp16")
+
+
+def choose_in_a_pair(factors: list[float], folder: Path) -> None:
+    """One process of two, each on a processor of its own, so to speak."""
+    rank = int(os.environ["RANK"])
+    precision.bf16_factor = lambda: factors[rank]  # type: ignore[assignment]
+    accelerator = run._accelerator(TrainingConfig(precision="auto", device="cpu"))
+    (folder / f"{rank}.txt").write_text(accelerator.mixed_precision, encoding="utf-8")
+
+
+@pytest.mark.parametrize(("factors", "chosen"), [([FAST, EMULATED], "bf16"), ([EMULATED, FAST], "no")])
+def test_processes_that_measure_different_factors_train_in_one_precision(
+    factors: list[float], chosen: str, tmp_path: Path
+) -> None:
+    together(choose_in_a_pair, factors, tmp_path, folder=tmp_path)
+    assert [(tmp_path / f"{rank}.txt").read_text(encoding="utf-8") for rank in (0, 1)] == [chosen, chosen]

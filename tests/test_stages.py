@@ -130,7 +130,8 @@ def test_the_table_is_written_when_asked_for_and_only_then(place: Path) -> None:
 
 
 def test_every_stage_has_a_budget() -> None:
-    parts = {"tests", "notebooks", "pretended device", "starting pytest"}
+    parts = {"tests", "notebooks", *stages.PARTS.values(), "starting pytest"}
+    assert all((Path(__file__).parents[1] / file).is_file() for file in stages.PARTS)
     for given in (stages.of_test(2, 600), stages.of_check(2), stages.of_check(1)):
         names = {stage.name for stage in given if stage.name != "tests and notebooks"}
         assert names <= set(stages.BUDGETS)
@@ -144,6 +145,7 @@ def test_every_stage_has_a_budget() -> None:
 SUITE = """
 import os
 import subprocess
+import sys
 import time
 import pytest
 
@@ -154,8 +156,22 @@ def shared():
 def busy():
     while time.process_time() < 0.5: pass
 
+@pytest.fixture(scope="session")
+def cheap():
+    busy = "import time\\nwhile time.process_time() < 1.2: pass\\nprint(flush=1)\\ninput()"
+    child = subprocess.Popen([sys.executable, "-c", busy], stdin=-1, stdout=-1)
+    yield child
+    child.communicate(b"end")
+
 @pytest.mark.parametrize("n", [1, 2])
 def test_alone(n): os.environ["LEFT_BEHIND"] = "by a test"
+
+@pytest.mark.spread
+@pytest.mark.parametrize("n", [1, 2])
+def test_spread(n, cheap): cheap.stdout.readline() if n == 1 else None
+
+@pytest.mark.xdist_group("named")
+def test_named(shared): ...
 
 def test_shares(shared): ...
 def test_shares_too(shared): ...
@@ -202,12 +218,15 @@ def test_one_pool_holds_tests_and_notebooks(suite: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.delenv("CI", raising=False)
     said, times = run(suite, "-v", "-rs", "-n", "1", "--dist", "loadgroup", "--no-loadscope-reorder", "--nbval", ".")
-    assert "1 failed, 7 passed, 1 skipped" in said, said
+    assert "1 failed, 10 passed, 1 skipped" in said, said
     assert "pip reaches no package index: ERROR" in said
     units = {node: row["unit"] for node, row in times.items()}
     assert units == {
         "test_it.py::test_alone[1]": "test_it.py::test_alone",
         "test_it.py::test_alone[2]": "test_it.py::test_alone",
+        "test_it.py::test_spread[1]": "test_it.py::test_spread[1]",
+        "test_it.py::test_spread[2]": "test_it.py::test_spread[2]",
+        "test_it.py::test_named": "named",
         "test_it.py::test_shares": "test_it.py",
         "test_it.py::test_shares_too": "test_it.py",
         "test_it.py::test_asks": "test_it.py::test_asks",
@@ -221,6 +240,8 @@ def test_one_pool_holds_tests_and_notebooks(suite: Path, monkeypatch: pytest.Mon
     ], "the longest first"  # fmt: skip
     # The kernel's seconds count, although the kernel is no test.
     assert sum(row["processor"] for row in times.values() if row["unit"] == "z.ipynb") >= 2
+    # So do those of a process that lives on, for the test that used it.
+    assert times["test_it.py::test_spread[1]"]["processor"] >= 1
     assert [node for node, row in times.items() if row["failed"]] == ["test_it.py::test_waits"]
     assert "slow machine or hang" in said and "It does not say that a result is wrong" in said
 

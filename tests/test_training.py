@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from pair import together
+from pair import IN_PAIRS, together
 from torch import nn
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 from transformers import (
@@ -529,6 +529,7 @@ def summary(history: History, model: nn.Module) -> dict[str, Any]:
     return {"losses": [row["loss"] for row in history.steps], "weights": weights}
 
 
+@IN_PAIRS
 def test_two_processes(tmp_path: Path) -> None:
     told = together(train_in_a_pair, tmp_path, folder=tmp_path)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1))

@@ -256,6 +256,8 @@ def shorten(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
         del lines[next((n for n, line in enumerate(lines) if not line.strip()), len(lines)) :]
         if lines and lines[-1].endswith("::"):
             lines[-1] = lines[-1][:-1]
+    if what in ("attribute", "data", "property") and lines:
+        lines[0] = f": {lines[0]}"  # else napoleon takes "BitFit's two: query and value" for a type and its explanation
     lines[:] = escaped(lines)
 
 

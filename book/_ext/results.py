@@ -40,7 +40,7 @@ class scoped_header(nodes.entry):  # noqa: N801  (docutils names its nodes so)
 
 
 def read(env: BuildEnvironment, name: str, path: str) -> Any:
-    """The value at a dotted path (a list by index) of `<results folder>/<name>.json`; the page now depends on it."""
+    """The value at a dotted path (a list by index; "" is all) of a result file; the page now depends on it."""
     folder = Path(env.srcdir) / env.config.results_folder
     file = folder / f"{name}.json"
     env.note_dependency(__file__)
@@ -57,7 +57,7 @@ def read(env: BuildEnvironment, name: str, path: str) -> Any:
 
 def follow(content: Any, path: str, name: str) -> Any:
     """Walk down a dotted path; the error says which step failed and what stands there."""
-    for step in path.split("."):
+    for step in path.split(".") if path else []:
         if isinstance(content, dict) and step in content:
             content = content[step]
         elif isinstance(content, list) and step.isdigit() and int(step) < len(content):
@@ -147,31 +147,47 @@ class ResultTable(SphinxDirective):
         if wrong := ["|".join(column) for column in columns if len(column) not in (2, 3)]:
             raise ResultError(f"write each column as key|Heading|format, not {', '.join(wrong)}")
 
-        messages = self.state.inline_text(self.options["caption"], self.lineno)
-        table = nodes.table("", nodes.title("", "", *messages[0], *messages[1]), classes=["result-table"])
-        group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in columns), cols=len(columns))
-        table += group
         numbers = [False, *(len(column) == 3 for column in columns[1:])]  # the first column names the row
-        headings = (
-            table_cell(column[1], scoped_header, number, scope="col")
-            for column, number in zip(columns, numbers, strict=True)
-        )
-        group += nodes.thead("", nodes.row("", *headings))
-        body = nodes.tbody()
-        group += body
-        for row in rows:
-            cells = [shown(follow(row, key, f"a row of {path} in {name}"), *form) for key, _, *form in columns]
-            first = table_cell(cells[0], scoped_header, scope="row")
-            rest = (table_cell(cell, nodes.entry, number) for cell, number in zip(cells[1:], numbers[1:], strict=True))
-            body += nodes.row("", first, *rest)
-        self.set_source_info(table)
-        self.add_name(table)
-        return table
+        cells = [
+            [[nodes.Text(shown(follow(row, key, f"a row of {path} in {name}"), *form))] for key, _, *form in columns]
+            for row in rows
+        ]
+        caption, messages = self.state.inline_text(self.options["caption"], self.lineno)
+        made = table([*caption, *messages], [column[1] for column in columns], cells, numbers)
+        self.set_source_info(made)
+        self.add_name(made)
+        return made
 
 
-def table_cell(text: str, kind: type[nodes.entry], number: bool = False, **attributes: str) -> nodes.entry:
-    """A cell with a text; a number stands at the right."""
-    return kind("", nodes.paragraph("", text), classes=["text-right"] if number else [], **attributes)
+def table(
+    caption: list[nodes.Node], headings: list[str], rows: list[list[list[nodes.Node]]], numbers: list[bool]
+) -> nodes.table:
+    """A table with header cells in both directions: the first cell of a row names it.
+
+    Args:
+        caption: what stands above it.
+        headings: of the columns.
+        rows: of cells, each a list of nodes.
+        numbers: which columns stand at the right.
+    """
+
+    def row(cells: list[list[nodes.Node]], head: bool) -> nodes.row:
+        line = nodes.row()
+        for i, (cell, number) in enumerate(zip(cells, numbers, strict=True)):
+            scope = "col" if head else "row" if i == 0 else ""
+            classes = ["text-right"] if number else []
+            paragraph = nodes.paragraph("", "", *cell)
+            line += (
+                scoped_header("", paragraph, classes=classes, scope=scope)
+                if scope
+                else nodes.entry("", paragraph, classes=classes)
+            )
+        return line
+
+    group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in headings), cols=len(headings))
+    group += nodes.thead("", row([[nodes.Text(heading)] for heading in headings], head=True))
+    group += nodes.tbody("", *(row(cells, head=False) for cells in rows))
+    return nodes.table("", nodes.title("", "", *caption), group, classes=["result-table"])
 
 
 def _visit_header(self: Any, node: scoped_header) -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.state import AcceleratorState, PartialState
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -149,7 +149,9 @@ def _accelerator(config: TrainingConfig) -> Accelerator:
     # Several processes find each other on a processor only when accelerate is told that it is one.
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
     device = "cpu" if cpu else torch.accelerator.current_accelerator().type  # type: ignore[union-attr]
-    chosen = precision.choose(config.precision, device)
+    PartialState(cpu=cpu)  # the processes have found each other before one of them speaks for all
+    # Each process measures for itself, and on the edge they may differ: the first one's choice counts.
+    chosen = broadcast_object_list([precision.choose(config.precision, device)])[0]
     return Accelerator(mixed_precision="bf16" if chosen == "bf16" else "no", cpu=cpu)
 
 
