@@ -143,7 +143,7 @@ launch(2, "course_utils", "train", *settings, "--out", str(folder / "in_2"))
 
 def losses_of(processes):
     """What the run in so many processes has written down."""
-    record = json.loads((folder / f"in_{processes}" / "history.json").read_text())
+    record = json.loads((folder / f"in_{processes}" / "history.json").read_text(encoding="utf-8"))
     assert record["processes"] == processes
     return [row["loss"] for row in record["steps"]]
 

@@ -28,4 +28,4 @@ def floors(project: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n".join(floors(tomllib.loads(PYPROJECT.read_text())["project"])) + "\n")
+    sys.stdout.write("\n".join(floors(tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"])) + "\n")

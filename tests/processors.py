@@ -126,7 +126,9 @@ class Memory:
 
     def __init__(self, state: str) -> None:
         self.file = FOLDER / f"{state[:16]}.json"
-        self.found: dict[str, dict[str, bool]] = json.loads(self.file.read_text()) if self.file.is_file() else {}
+        self.found: dict[str, dict[str, bool]] = (
+            json.loads(self.file.read_text(encoding="utf-8")) if self.file.is_file() else {}
+        )
 
     def put(self, variant: Variant, files: list[str], passed: bool) -> None:
         self.found.setdefault(variant.name, {})[files[0]] = passed

@@ -359,7 +359,8 @@ def test_a_trained_checkpoint_goes_both_ways(kind: str, tmp_path: Path) -> None:
     assert set(mine) == set(reference)
     assert all(agree(tensor, reference[name]) for name, tensor in mine.items())
     patterns = [
-        json.loads((tmp_path / who / "adapter_config.json").read_text())["rank_pattern"] for who in ("ours", "theirs")
+        json.loads((tmp_path / who / "adapter_config.json").read_text(encoding="utf-8"))["rank_pattern"]
+        for who in ("ours", "theirs")
     ]
     assert patterns[0] == patterns[1]
 
@@ -405,7 +406,7 @@ def test_before_and_between_allocations_nothing_is_lost(tmp_path: Path) -> None:
     """Between two rankings the optimiser moves cut triplets: they are part of what the model computes, so they stay."""
     fresh = inject(make("bert"), CONFIG)
     save(fresh, tmp_path / "fresh")
-    assert json.loads((tmp_path / "fresh" / "adapter_config.json").read_text())["rank_pattern"] is None
+    assert json.loads((tmp_path / "fresh" / "adapter_config.json").read_text(encoding="utf-8"))["rank_pattern"] is None
     assert load(make("bert"), tmp_path / "fresh").tuning.ranks is None  # type: ignore[union-attr]
     train(fresh, "bert", range(1, 16))  # the last ranking was after step 14
     assert not all(layer.kept.all() for layer in layers(fresh).values())
@@ -430,7 +431,7 @@ def test_before_and_between_allocations_nothing_is_lost(tmp_path: Path) -> None:
 def test_a_header_that_does_not_fit_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     save(inject(make("bert"), CONFIG), tmp_path)
     header = tmp_path / "adapter_config.json"
-    header.write_text(json.dumps(json.loads(header.read_text()) | changes))
+    header.write_text(json.dumps(json.loads(header.read_text(encoding="utf-8")) | changes), encoding="utf-8")
     model = make("bert")
     with pytest.raises(CheckpointError, match=message):
         load(model, tmp_path)

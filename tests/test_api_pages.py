@@ -152,9 +152,11 @@ def careful(numbers: list[int], *, twice: bool = False) -> int:
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
     (tmp_path / "room").mkdir()
-    (tmp_path / "room" / "__init__.py").write_text("from room.shapes import Shape as Figure, careful\n")
-    (tmp_path / "room" / "shapes.py").write_text(SOURCE)
-    (tmp_path / "room" / "other.py").write_text("def borrowed() -> int:\n    return 1\n")
+    (tmp_path / "room" / "__init__.py").write_text(
+        "from room.shapes import Shape as Figure, careful\n", encoding="utf-8"
+    )
+    (tmp_path / "room" / "shapes.py").write_text(SOURCE, encoding="utf-8")
+    (tmp_path / "room" / "other.py").write_text("def borrowed() -> int:\n    return 1\n", encoding="utf-8")
     return tmp_path
 
 
@@ -187,7 +189,7 @@ def test_a_part_keeps_name_and_arguments(house: Path) -> None:
 
 
 def test_a_docstring_is_filled_anew(house: Path) -> None:
-    code = excerpts.fitted((house / "room" / "shapes.py").read_text(), 60)
+    code = excerpts.fitted((house / "room" / "shapes.py").read_text(encoding="utf-8"), 60)
     assert max(map(len, code.split("\n"))) <= 60
     assert "        side: of it, a length that is said at such length\n            that it has to be wrapped" in code
     ast.parse(code)
@@ -206,7 +208,7 @@ def test_a_docstring_is_filled_anew(house: Path) -> None:
 )
 def test_a_wrong_name_is_a_warning_with_page_and_line(house: Path, name: str, first: str, said: str) -> None:
     option = f":from: {first}\n" if first else ""
-    (house / "index.md").write_text(f"# Page\n\nText.\n\n```{{excerpt}} {name}\n{option}```\n")
+    (house / "index.md").write_text(f"# Page\n\nText.\n\n```{{excerpt}} {name}\n{option}```\n", encoding="utf-8")
     warnings = io.StringIO()
     with patch_docutils(), docutils_namespace():
         options = {"extensions": ["myst_parser", "excerpts"], "source_suffix": {".md": "markdown"}}

@@ -389,7 +389,7 @@ def test_a_damaged_file_in_the_cache_is_noticed_and_fetched_again(
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
     monkeypatch.setenv("COURSE_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(AssetError, match=r"could not write minilm into .*Free some disk space .*COURSE_CACHE"):
         fetch("minilm")

@@ -55,7 +55,7 @@ def source(tmp_path: Path) -> Path:
     (tmp_path / "solutions").mkdir()
     (tmp_path / "labs").mkdir()
     path = tmp_path / "solutions" / "98_example.py"
-    path.write_text(SOURCE)
+    path.write_text(SOURCE, encoding="utf-8")
     return path
 
 
@@ -83,7 +83,7 @@ def test_every_line_of_a_lab_stands_in_its_solution() -> None:
 def test_ids_come_from_the_content(source: Path) -> None:
     before = [cell.id for cell in build(source, "lab").cells]
     assert len(set(before)) == len(before)  # two equal cells have two ids
-    source.write_text(SOURCE.replace("# %% [markdown]", '# %%\nprint("new")\n\n# %% [markdown]', 1))
+    source.write_text(SOURCE.replace("# %% [markdown]", '# %%\nprint("new")\n\n# %% [markdown]', 1), encoding="utf-8")
     assert [cell.id for cell in build(source, "lab").cells][1:] == before
 
 
@@ -96,7 +96,7 @@ def test_ids_come_from_the_content(source: Path) -> None:
     ],
 )
 def test_a_bad_source_is_refused_with_its_cell(source: Path, old: str, new: str, message: str) -> None:
-    source.write_text(SOURCE.replace(old, new, 1))
+    source.write_text(SOURCE.replace(old, new, 1), encoding="utf-8")
     with pytest.raises(AuthoringError, match=f"98_example.py, cell 2.*{message}"):
         build(source, "lab")
 
@@ -120,12 +120,12 @@ def test_a_changed_source_and_a_changed_notebook_are_noticed(source: Path) -> No
         nbformat.write(notebook, notebook_path(source, kind))
     assert out_of_date(source) == []
     lab = notebook_path(source, "lab")
-    lab.write_text(lab.read_text().replace("Hint: multiply", "Hint: add"))
+    lab.write_text(lab.read_text(encoding="utf-8").replace("Hint: multiply", "Hint: add"), encoding="utf-8")
     assert out_of_date(source) == [
         "labs/98_example.ipynb differs from solutions/98_example.py; run: python -m course_utils notebooks 98_example"
     ]
     lab.unlink()
-    source.write_text(SOURCE.replace("the same", "another"))
+    source.write_text(SOURCE.replace("the same", "another"), encoding="utf-8")
     found = out_of_date(source)
     assert len(found) == 2 and "is missing" in found[0] and "differs" in found[1]
 
@@ -138,7 +138,7 @@ IMPORTS = "# %%\nfrom course_utils.old import (\n    one,\n    two,\n)\n\nprint(
 @pytest.fixture
 def stored(source: Path) -> Path:
     """A source with both of its notebooks, each code cell with a number of its own as its output."""
-    source.write_text(SOURCE.replace("# %% tags", IMPORTS + "# %% tags", 1))
+    source.write_text(SOURCE.replace("# %% tags", IMPORTS + "# %% tags", 1), encoding="utf-8")
     for kind in ("lab", "solution"):
         notebook = build(source, kind)
         for number, cell in enumerate((cell for cell in notebook.cells if cell.cell_type == "code"), start=1):
@@ -157,8 +157,10 @@ def outputs(notebook: nbformat.NotebookNode) -> list[list[str]]:
 
 
 def test_moved_modules_and_other_words_keep_every_output(stored: Path) -> None:
-    text = stored.read_text().replace("from course_utils.old import (\n    one,\n    two,\n)", "import room.new as one")
-    stored.write_text(text.replace("# About", "# Some words more.\n#\n# About"))
+    text = stored.read_text(encoding="utf-8").replace(
+        "from course_utils.old import (\n    one,\n    two,\n)", "import room.new as one"
+    )
+    stored.write_text(text.replace("# About", "# Some words more.\n#\n# About"), encoding="utf-8")
     for kind in ("lab", "solution"):
         path, notebook = notebooks.renew(stored, kind)
         assert outputs(notebook) == [[str(number)] for number in range(1, len(outputs(notebook)) + 1)]
@@ -176,7 +178,7 @@ def test_moved_modules_and_other_words_keep_every_output(stored: Path) -> None:
     ],
 )
 def test_a_cell_with_other_code_does_not_keep_its_output(stored: Path, old: str, new: str) -> None:
-    stored.write_text(stored.read_text().replace(old, new, 1))
+    stored.write_text(stored.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
     with pytest.raises(AuthoringError, match=r"1 cell\(s\) hold other code .* run python -m .*--keep-outputs"):
         notebooks.renew(stored, "solution")
     _, kept = notebooks.renew(stored, "solution", keep_outputs=True)
@@ -188,7 +190,7 @@ def test_a_cell_with_other_code_does_not_keep_its_output(stored: Path, old: str,
 
 
 def test_a_cell_that_goes_takes_its_output_with_it(stored: Path) -> None:
-    stored.write_text(stored.read_text().replace(IMPORTS, ""))
+    stored.write_text(stored.read_text(encoding="utf-8").replace(IMPORTS, ""), encoding="utf-8")
     _, notebook = notebooks.renew(stored, "lab")
     assert outputs(notebook) == [["2"], ["3"], ["4"], ["5"]]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
@@ -207,7 +209,10 @@ def test_the_command_renews_all_notebooks_or_none(
     monkeypatch.setattr(notebooks, "ROOT", stored.parents[1])
     assert notebooks.main(["--sources"]) == 0
     assert capsys.readouterr().out == "0 of 2 notebooks renewed; none was run\n"
-    stored.write_text(stored.read_text().replace("# About", "# Nearly").replace("return y", "return y + 1"))
+    stored.write_text(
+        stored.read_text(encoding="utf-8").replace("# About", "# Nearly").replace("return y", "return y + 1"),
+        encoding="utf-8",
+    )
     before = notebook_path(stored, "lab").read_bytes()
     assert notebooks.main(["--sources"]) == 1
     assert notebook_path(stored, "lab").read_bytes() == before  # its words alone could have been renewed
@@ -238,7 +243,7 @@ def test_work_in_a_notebook_is_not_overwritten(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(notebooks, "ROOT", stored.parents[1])
-    stored.write_text(stored.read_text().replace("About {{ seconds }} s", "A lab"))
+    stored.write_text(stored.read_text(encoding="utf-8").replace("About {{ seconds }} s", "A lab"), encoding="utf-8")
     for each in ("lab", "solution"):
         notebooks._store(*notebooks.renew(stored, each))
         assert notebooks.changed_by_hand(stored, each) == []
@@ -255,8 +260,14 @@ def test_work_in_a_notebook_is_not_overwritten(
 
 def test_an_answer_is_noticed_although_its_exercise_has_changed_since(stored: Path) -> None:
     path = notebook_path(stored, "lab")
-    path.write_text(path.read_text().replace("    # Hint: multiply.\\n", "").replace(notebooks.STUB, "no, 2 * x"))
-    stored.write_text(stored.read_text().replace("Twice x.", "Two times x.").replace("first + 1", "first + 2"))
+    path.write_text(
+        path.read_text(encoding="utf-8").replace("    # Hint: multiply.\\n", "").replace(notebooks.STUB, "no, 2 * x"),
+        encoding="utf-8",
+    )
+    stored.write_text(
+        stored.read_text(encoding="utf-8").replace("Twice x.", "Two times x.").replace("first + 1", "first + 2"),
+        encoding="utf-8",
+    )
     assert notebooks.changed_by_hand(stored, "lab") == [3, 4]
 
 
@@ -320,7 +331,9 @@ def on_colab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, 
 
     def run(pip: str, test: str) -> None:
         python = tmp_path / "python with spaces"
-        python.write_text(PYTHON.format(pip=pip, test=test.replace("PYTHON", shlex.quote(sys.executable))))
+        python.write_text(
+            PYTHON.format(pip=pip, test=test.replace("PYTHON", shlex.quote(sys.executable))), encoding="utf-8"
+        )
         python.chmod(0o755)
         monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
         monkeypatch.setattr(sys, "executable", str(python))
@@ -334,7 +347,7 @@ def test_on_colab_the_cell_installs_the_version_of_the_notebook(
 ) -> None:
     on_colab(f'echo "$@" > {shlex.quote(str(tmp_path / "asked"))}', 'exec PYTHON "$@"')  # a real import
     assert capsys.readouterr().out.endswith(f"The course is installed, version {VERSION}.\n")
-    asked = (tmp_path / "asked").read_text()
+    asked = (tmp_path / "asked").read_text(encoding="utf-8")
     assert asked.endswith(f" course-utils[lab21] @ git+{ADDRESS.repository}@v{VERSION}\n")
 
 
@@ -385,5 +398,7 @@ def test_the_cell_is_the_same_in_every_lab_but_for_its_extra() -> None:
     texts = {source.stem: notebooks.install_cell(source.stem, ADDRESS) for source in SOURCES}
     others = {text for stem, text in texts.items() if not stem.startswith("21")}
     assert len(others) == 1 and texts["21_case_study"].replace("[lab21]", "") in others
-    assert not [source.name for source in SOURCES if re.search(r"pip install|urlretrieve", source.read_text())]
+    assert not [
+        source.name for source in SOURCES if re.search(r"pip install|urlretrieve", source.read_text(encoding="utf-8"))
+    ]
     assert {*EXTRAS["lab21"]} <= {*EXTRAS["lab"]}  # `make` installs it for all

@@ -236,9 +236,12 @@ def test_a_damaged_folder(damage: str, folders: dict[str, Path], tmp_path: Path)
         case "weights gone":
             weights.unlink()
         case "config broken":
-            config.write_text("{")
+            config.write_text("{", encoding="utf-8")
         case "type unknown":
-            config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "nonsense"}))
+            config.write_text(
+                json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"model_type": "nonsense"}),
+                encoding="utf-8",
+            )
         case "tokenizer gone":
             (folder / "tokenizer.json").unlink()
     with pytest.raises(BackboneError, match="could not load the backbone") as raised:

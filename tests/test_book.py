@@ -71,9 +71,9 @@ def build(folder: Path, page: str, results: object = RESULTS) -> tuple[str, str,
     source = folder / "source"
     (source / "results").mkdir(parents=True, exist_ok=True)
     text = results if isinstance(results, str) else json.dumps(results)
-    (source / "results" / "quality.json").write_text(text)
-    if not (source / "index.md").exists() or (source / "index.md").read_text() != page:
-        (source / "index.md").write_text(page)
+    (source / "results" / "quality.json").write_text(text, encoding="utf-8")
+    if not (source / "index.md").exists() or (source / "index.md").read_text(encoding="utf-8") != page:
+        (source / "index.md").write_text(page, encoding="utf-8")
     warnings = io.StringIO()
     with patch_docutils(), docutils_namespace():
         app = Sphinx(
@@ -82,7 +82,7 @@ def build(folder: Path, page: str, results: object = RESULTS) -> tuple[str, str,
             status=None, warning=warnings,
         )  # fmt: skip
         app.build()
-    return (folder / "html" / "index.html").read_text(), warnings.getvalue(), app
+    return (folder / "html" / "index.html").read_text(encoding="utf-8"), warnings.getvalue(), app
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +143,7 @@ def test_a_changed_number_builds_the_page_again(tmp_path: Path) -> None:
     assert "It is 5e-5." in build(tmp_path, page)[0]
     file = tmp_path / "source" / "results" / "quality.json"
     later = file.stat().st_mtime + 10
-    file.write_text(json.dumps({"rate": 0.25}))
+    file.write_text(json.dumps({"rate": 0.25}), encoding="utf-8")
     os.utime(file, (later, later))
     assert "It is 0.25." in build(tmp_path, page, {"rate": 0.25})[0]
 

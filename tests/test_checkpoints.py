@@ -82,7 +82,7 @@ def folder(tmp_path: Path) -> Path:
 
 def edit_header(folder: Path, **changes: Any) -> None:
     file = folder / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> None:
@@ -154,9 +154,9 @@ def test_peft_s_without_a_task_leaves_the_head_frozen(tmp_path: Path) -> None:
 
 
 def test_a_short_header_written_by_hand_is_enough(folder: Path) -> None:
-    header = json.loads((folder / "adapter_config.json").read_text())
+    header = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
     needed = ("peft_type", "r", "lora_alpha", "target_modules", "modules_to_save")
-    (folder / "adapter_config.json").write_text(json.dumps({key: header[key] for key in needed}))
+    (folder / "adapter_config.json").write_text(json.dumps({key: header[key] for key in needed}), encoding="utf-8")
     assert torch.equal(logits(load(make("bert"), folder), "bert"), logits(trained("bert", LoRAConfig()), "bert"))
 
 
@@ -433,7 +433,7 @@ def test_every_setting_of_peft_s_is_known_or_off_by_default(folder: Path, tmp_pa
     """peft's own full header, with each default it writes, loads; so does one with what it calls harmless."""
     theirs = get_peft_model(make("bert"), LoraConfig(task_type=TaskType.SEQ_CLS, init_lora_weights="gaussian"))
     theirs.save_pretrained(str(tmp_path / "peft"))
-    header = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    header = json.loads((tmp_path / "peft" / "adapter_config.json").read_text(encoding="utf-8"))
     assert len(header) > 35
     edit_header(folder, **header | {"r": 8, "lora_alpha": 16, "eva_config": None, "revision": "main"})
     assert torch.equal(logits(load(make("bert"), folder), "bert"), logits(trained("bert", LoRAConfig()), "bert"))
@@ -544,7 +544,7 @@ def test_a_truncated_weights_file(folder: Path) -> None:
 def test_no_checkpoint(tmp_path: Path) -> None:
     refused("bert", tmp_path / "nowhere", "holds neither adapter_config.json nor tuning_config.json")
     refused("bert", tmp_path, "holds neither")
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
     refused("bert", tmp_path / "file", "holds neither")
 
 
@@ -566,7 +566,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 def test_our_own_header_is_checked_too(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     save(trained("bert", LastLayersConfig()), tmp_path)
     file = tmp_path / "tuning_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
     refused("bert", tmp_path, message)
 
 
@@ -589,7 +589,7 @@ def test_a_later_checkpoint_of_another_kind_replaces_the_first(folder: Path) -> 
 
 
 def test_the_folder_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("x")
+    (tmp_path / "file").write_text("x", encoding="utf-8")
     with pytest.raises(CheckpointError, match="could not write the checkpoint to"):
         save(trained("bert", LoRAConfig()), tmp_path / "file")
 

@@ -190,7 +190,7 @@ ROW = """\
 def test_a_malformed_file_is_refused_with_its_line(tmp_path: Path, before: str, after: str, said: str) -> None:
     file = tmp_path / "claims.yml"
     assert before in ROW
-    file.write_text(ROW.replace(before, after))
+    file.write_text(ROW.replace(before, after), encoding="utf-8")
     with pytest.raises(data_pages.DataError) as error:
         data_pages.load(file)
     assert said in f"{error.value.line}: {error.value}"
@@ -207,22 +207,28 @@ def project(folder: Path, rows: str = ROW) -> Path:
     for name in ("book/data", "book/results", "labs"):
         (source / name).mkdir(parents=True, exist_ok=True)
     (source / "index.md").write_text(
-        "# Book\n\n```{toctree}\nbook/09_lora\nbook/what_tutorials_get_wrong\nbook/misconceptions\nlabs/09_lora\n```\n"
+        "# Book\n\n```{toctree}\nbook/09_lora\nbook/what_tutorials_get_wrong\nbook/misconceptions\nlabs/09_lora\n```\n",
+        encoding="utf-8",
     )
     for name in ("what_tutorials_get_wrong", "misconceptions"):
         text = (ROOT / "book" / f"{name}.md").read_text(encoding="utf-8")
-        (source / "book" / f"{name}.md").write_text(text.replace("{doc}", "").partition("## References")[0])
-    (source / "book" / "09_lora.md").write_text(LORA)
+        (source / "book" / f"{name}.md").write_text(
+            text.replace("{doc}", "").partition("## References")[0], encoding="utf-8"
+        )
+    (source / "book" / "09_lora.md").write_text(LORA, encoding="utf-8")
     cell = {"cell_type": "markdown", "id": "a", "metadata": {}, "source": ["# Lab\n", "\n", "## Exercise 1\n"]}
     notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
-    (source / "labs" / "09_lora.ipynb").write_text(json.dumps(notebook))
+    (source / "labs" / "09_lora.ipynb").write_text(json.dumps(notebook), encoding="utf-8")
     (source / "book" / "data" / "chapters.yml").write_text(
         "- {number: 9, file: 09_lora, title: LoRA, part: Two}\n"
-        "- {number: 12, file: 12_prompt_tuning, title: Prompt tuning, part: Two}\n"
+        "- {number: 12, file: 12_prompt_tuning, title: Prompt tuning, part: Two}\n",
+        encoding="utf-8",
     )
-    (source / "book" / "data" / "claims.yml").write_text(rows)
-    (source / "book" / "data" / "misconceptions.yml").write_text(ROW.replace("002-02", "1").replace("002-14", "2"))
-    (source / "book" / "results" / "quality.json").write_text(json.dumps({"lora": 0.962}))
+    (source / "book" / "data" / "claims.yml").write_text(rows, encoding="utf-8")
+    (source / "book" / "data" / "misconceptions.yml").write_text(
+        ROW.replace("002-02", "1").replace("002-14", "2"), encoding="utf-8"
+    )
+    (source / "book" / "results" / "quality.json").write_text(json.dumps({"lora": 0.962}), encoding="utf-8")
     return source
 
 
@@ -246,7 +252,7 @@ def build(folder: Path) -> tuple[str, str, Sphinx]:
         )
         app.build()
     pages = ("what_tutorials_get_wrong", "misconceptions")
-    html = "".join((folder / "html" / "book" / f"{name}.html").read_text() for name in pages)
+    html = "".join((folder / "html" / "book" / f"{name}.html").read_text(encoding="utf-8") for name in pages)
     return html, re.sub("\x1b\\[[0-9;]*m", "", warnings.getvalue()), app
 
 
@@ -354,7 +360,9 @@ def test_a_planted_error_stops_the_build_with_file_and_line(tmp_path: Path, befo
 def test_a_page_that_comes_is_linked_in_the_next_build(tmp_path: Path) -> None:
     source = project(tmp_path)
     assert "To come: Prompt tuning." in Entries(build(tmp_path)[0]).texts["claim-002-14"]
-    (source / "book" / "12_prompt_tuning.md").write_text("---\norphan: true\n---\n# Prompt tuning\n\n## The idea\n")
+    (source / "book" / "12_prompt_tuning.md").write_text(
+        "---\norphan: true\n---\n# Prompt tuning\n\n## The idea\n", encoding="utf-8"
+    )
     html, warnings, _ = build(tmp_path)
     assert not warnings
     assert "12_prompt_tuning.html#the-idea" in Entries(html).links["claim-002-14"]

@@ -108,7 +108,7 @@ def two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("pair")
     out = folder / "rows.json"
     together(parallel.main, [str(out)], folder=folder)
-    rows: dict[str, Any] = json.loads(out.read_text())
+    rows: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     return rows
 
 
@@ -156,7 +156,7 @@ def test_accelerate_launch_trains_as_one_process_and_saves_once(tmp_path: Path) 
     assert done.stdout.count("saved in") == 1  # one process tells, and one saves
     PartialState._reset_state()
     assert command_line.main([*few, "--out", str(tmp_path / "one")]) == 0
-    one, two = (json.loads((tmp_path / name / "history.json").read_text()) for name in ("one", "two"))
+    one, two = (json.loads((tmp_path / name / "history.json").read_text(encoding="utf-8")) for name in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
     assert [row["loss"] for row in two["steps"]] == pytest.approx([row["loss"] for row in one["steps"]], abs=1e-5)
     assert two["evaluations"][0]["n"] == one["evaluations"][0]["n"] == 64

@@ -60,7 +60,7 @@ def test_all_is_well_here(minilm_folder: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_the_floors_are_those_of_pyproject() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert project["requires-python"] == ">=" + ".".join(map(str, doctor.PYTHON))
     stated = {re.split(r"[<>=]", line)[0] for line in project["dependencies"]}
     assert set(doctor._requirements()) == stated
@@ -103,7 +103,7 @@ def test_a_damaged_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minilm
     for file in minilm_folder.iterdir():
         (copy / file.name).symlink_to(file)
     (copy / "config.json").unlink()
-    (copy / "config.json").write_text("{}")
+    (copy / "config.json").write_text("{}", encoding="utf-8")
     finding = doctor.check_asset("minilm")
     assert not finding.ok
     assert finding.found.startswith("config.json is damaged")
@@ -131,10 +131,12 @@ def test_packages_that_are_broken_or_too_old(tmp_path: Path) -> None:
     site = tmp_path / "site"
     environment = site_without(("torch", "accelerate-"), site)
     (site / "torch").mkdir()
-    (site / "torch" / "__init__.py").write_text("raise OSError('libtorch_cpu.so: wrong ELF class')")
+    (site / "torch" / "__init__.py").write_text("raise OSError('libtorch_cpu.so: wrong ELF class')", encoding="utf-8")
     for name, version in (("torch", "2.13.0"), ("accelerate", "0.9")):
         (site / f"{name}-{version}.dist-info").mkdir()
-        (site / f"{name}-{version}.dist-info" / "METADATA").write_text(f"Name: {name}\nVersion: {version}\n")
+        (site / f"{name}-{version}.dist-info" / "METADATA").write_text(
+            f"Name: {name}\nVersion: {version}\n", encoding="utf-8"
+        )
     result = run_doctor(environment, "-S")
     assert result.returncode == 1, result.stderr
     found = lines_of(result.stdout)
@@ -150,9 +152,13 @@ def test_a_broken_transformers(tmp_path: Path) -> None:
     site = tmp_path / "site"
     environment = site_without(("transformers",), site)
     (site / "transformers").mkdir()
-    (site / "transformers" / "__init__.py").write_text("")  # an empty shell: nothing can be imported from it
+    (site / "transformers" / "__init__.py").write_text(
+        "", encoding="utf-8"
+    )  # an empty shell: nothing can be imported from it
     (site / "transformers-5.20.0.dist-info").mkdir()
-    (site / "transformers-5.20.0.dist-info" / "METADATA").write_text("Name: transformers\nVersion: 5.20.0\n")
+    (site / "transformers-5.20.0.dist-info" / "METADATA").write_text(
+        "Name: transformers\nVersion: 5.20.0\n", encoding="utf-8"
+    )
     found = lines_of(run_doctor(environment, "-S").stdout)
     assert found["torch"][0] == "OK"
     state, said, remedy = found["packages"]
@@ -183,7 +189,9 @@ def test_a_folder_that_was_moved(where: str, tmp_path: Path, monkeypatch: pytest
     """The command line finds the package in its folder; a notebook runs in another one, and would not."""
     shell = tmp_path / "site" / "course_utils"
     shell.mkdir(parents=True)
-    (shell / "__init__.py").write_text("" if where == "elsewhere" else "raise ImportError('no such path')")
+    (shell / "__init__.py").write_text(
+        "" if where == "elsewhere" else "raise ImportError('no such path')", encoding="utf-8"
+    )
     monkeypatch.setenv("PYTHONPATH", str(shell.parent))
     finding = doctor.check_install()
     assert not finding.ok

@@ -400,7 +400,7 @@ def test_a_header_that_does_not_fit_is_refused(
     config: LoRAConfig, changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     file = save(inject(make("bert"), config), tmp_path) / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
     model = make("bert")
     with pytest.raises(CheckpointError, match=message):
         load(model, tmp_path)

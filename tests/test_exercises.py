@@ -84,7 +84,7 @@ def test_a_stub_counts_as_not_attempted() -> None:
 
 
 def test_the_section_to_read_again_exists() -> None:
-    pages = "\n".join(path.read_text() for path in (notebooks.ROOT / "book").glob("*.md"))
+    pages = "\n".join(path.read_text(encoding="utf-8") for path in (notebooks.ROOT / "book").glob("*.md"))
     headings = {line.lstrip("# ") for line in pages.splitlines() if line.startswith("#")}
     for exercise in exercises().values():
         assert exercise.section in headings, exercise.name

@@ -116,7 +116,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     hand_in(made, "untouched", NAME, notebook(cells(NAME, {}, others="lab")))
     (made / "linked").mkdir()
     (made / "linked" / f"{NAME}.ipynb").symlink_to(ROOT / "solutions" / f"{NAME}.ipynb")
-    (made / "as it is" / "notes.txt").write_text("no notebook")
+    (made / "as it is" / "notes.txt").write_text("no notebook", encoding="utf-8")
     shutil.copy(made / "as it is" / f"{NAME}.ipynb", made / "as it is" / f"{NAME}-Copy1.ipynb")
     return made
 
@@ -136,7 +136,7 @@ HIDDEN = {{"lora.count": whole}}
 def hidden(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An instructor's own check."""
     path = tmp_path_factory.mktemp("hidden") / "checks.py"
-    path.write_text(HIDDEN.format("int"))
+    path.write_text(HIDDEN.format("int"), encoding="utf-8")
     return path
 
 
@@ -147,7 +147,7 @@ def graded(
     """The reports, and (student, exercise) → record; the whole class is graded once."""
     out = tmp_path_factory.mktemp("report")
     hostile.VICTIM.mkdir()
-    (hostile.VICTIM / "file").write_text("still here")
+    (hostile.VICTIM / "file").write_text("still here", encoding="utf-8")
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("COURSE_TEST_SECRET", "not for students")
@@ -198,7 +198,7 @@ def test_right_answers_count_in_every_form(graded: Graded, student: str) -> None
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_a_file_that_cannot_be_read_is_reported(graded: Graded, name: str) -> None:
     assert graded[1][f"file: {name}", EXERCISE].status == "not handed in"
-    problems = json.loads((graded[0] / "grades.json").read_text())["problems"]
+    problems = json.loads((graded[0] / "grades.json").read_text(encoding="utf-8"))["problems"]
     assert UNREADABLE[name][1] in next(one["says"] for one in problems if one["student"] == f"file: {name}")
 
 
@@ -206,16 +206,21 @@ def test_the_untouched_lab_and_who_is_absent(graded: Graded) -> None:
     for task in lab(NAME).tasks:
         assert graded[1]["untouched", task.exercise].status == "not attempted"
         assert graded[1]["Zoë Absent", task.exercise].status == "not handed in"
-    problems = {one["path"]: one["says"] for one in json.loads((graded[0] / "grades.json").read_text())["problems"]}
+    problems = {
+        one["path"]: one["says"]
+        for one in json.loads((graded[0] / "grades.json").read_text(encoding="utf-8"))["problems"]
+    }
     assert "link" in problems[f"linked/{NAME}.ipynb"]
     assert "counts" in problems[f"as it is/{NAME}-Copy1.ipynb"]
     assert ".txt file" in problems["as it is/notes.txt"]
 
 
 def test_nothing_escaped(graded: Graded) -> None:
-    assert (hostile.VICTIM / "file").read_text() == "still here" and hostile.VICTIM.stat().st_mode & 0o777
+    assert (hostile.VICTIM / "file").read_text(
+        encoding="utf-8"
+    ) == "still here" and hostile.VICTIM.stat().st_mode & 0o777
     assert not hostile.ESCAPED.exists() and not (ROOT / "course_utils" / "escape.py").exists()
-    assert all(json.loads((graded[0] / "grades.json").read_text())["protections"].values())
+    assert all(json.loads((graded[0] / "grades.json").read_text(encoding="utf-8"))["protections"].values())
 
 
 def test_no_secret_of_the_instructor_is_told(graded: Graded) -> None:
@@ -262,7 +267,7 @@ def test_a_hidden_check_decides_too(graded: Graded) -> None:
 
 def test_a_hidden_check_that_refuses_the_solution(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     hand_in(tmp_path / "in", "ada", NAME, notebook(cells(NAME, {})))
-    (tmp_path / "hidden.py").write_text(HIDDEN.format("str"))
+    (tmp_path / "hidden.py").write_text(HIDDEN.format("str"), encoding="utf-8")
     options = [str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--hidden", str(tmp_path / "hidden.py")]
     assert command.main(options) == 1
     assert "the solution of 09_lora earns no points for lora.count" in capsys.readouterr().err
@@ -296,8 +301,8 @@ def test_wrong_arguments(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "empty.py").write_text("")
-    (tmp_path / "unknown.py").write_text("HIDDEN = {'lora.none': print}")
+    (tmp_path / "empty.py").write_text("", encoding="utf-8")
+    (tmp_path / "unknown.py").write_text("HIDDEN = {'lora.none': print}", encoding="utf-8")
     if arguments[0] == ".":
         (tmp_path / "class").mkdir()
         arguments = ["class", *arguments[1:]]

@@ -339,8 +339,8 @@ def test_peft_s_own_choice_loads_in_ours(kind: str, tmp_path: Path) -> None:
     assert {n: p.shape for n, p in mine.items()} == {n: p.shape for n, p in reference.items()}
 
     file = tmp_path / "adapter_config.json"  # and a header that leaves the choice to peft
-    short = {key: json.loads(file.read_text())[key] for key in ("peft_type", "modules_to_save")}
-    file.write_text(json.dumps(short))
+    short = {key: json.loads(file.read_text(encoding="utf-8"))[key] for key in ("peft_type", "modules_to_save")}
+    file.write_text(json.dumps(short), encoding="utf-8")
     assert torch.equal(logits(load(make(kind), tmp_path), kind), logits(theirs, kind))
 
 
@@ -364,8 +364,10 @@ def test_peft_s_patterns_and_endings_mean_the_same_in_ours(targets: Any, feedfor
     if targets == ["value", "ue"]:  # our targets are whole words, and every name must match a layer
         with pytest.raises(CheckpointError, match="no linear layer is called 'ue'"):
             load(make("bert"), tmp_path)
-        header = json.loads((tmp_path / "adapter_config.json").read_text()) | {"target_modules": ["value"]}
-        (tmp_path / "adapter_config.json").write_text(json.dumps(header))
+        header = json.loads((tmp_path / "adapter_config.json").read_text(encoding="utf-8")) | {
+            "target_modules": ["value"]
+        }
+        (tmp_path / "adapter_config.json").write_text(json.dumps(header), encoding="utf-8")
     assert differences(load(make("bert"), tmp_path), theirs, make_batch("bert")) == []
 
 
@@ -385,7 +387,7 @@ def test_peft_s_patterns_and_endings_mean_the_same_in_ours(targets: Any, feedfor
 def test_headers(kind: str, changes: dict[str, Any], message: str | None, tmp_path: Path) -> None:
     model = tuned(kind)
     file = save(model, tmp_path) / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
     fresh = make(kind)
     if message is None:  # the file's ones for the query are then trained like the rest
         assert torch.equal(logits(load(fresh, tmp_path), kind), logits(model, kind))

@@ -26,19 +26,19 @@ def root(tmp_path: Path) -> Path:
 
 
 def files(folder: Path) -> dict[Path, str]:
-    return {path: path.read_text() for path in folder.rglob("*") if path.is_file()}
+    return {path: path.read_text(encoding="utf-8") for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_new_chapter_is_whole(root: Path) -> None:
-    captions = [part["caption"] for part in yaml.safe_load((root / "_toc.yml").read_text())["parts"]]
+    captions = [part["caption"] for part in yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))["parts"]]
     written = start(root, 98, "an_example", "An example", part=captions[0])
     assert all(path.is_file() for path in written)
-    chapters = yaml.safe_load((root / "_toc.yml").read_text())["parts"][0]["chapters"]
+    chapters = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))["parts"][0]["chapters"]
     assert chapters[-1]["file"] == "book/98_an_example"  # by its number behind the others
     assert [entry["file"] for entry in chapters[-1]["sections"]] == ["labs/98_an_example", "solutions/98_an_example"]
 
-    page = (root / "book" / "98_an_example.md").read_text()
-    model = (ROOT / "book" / "09_lora.md").read_text()
+    page = (root / "book" / "98_an_example.md").read_text(encoding="utf-8")
+    model = (ROOT / "book" / "09_lora.md").read_text(encoding="utf-8")
     headings = [line for line in page.splitlines() if line.startswith("## ")]
     assert [line for line in model.splitlines() if line in headings] == headings  # the order of the model chapter
 
@@ -48,9 +48,9 @@ def test_a_new_chapter_is_whole(root: Path) -> None:
 
 
 def test_the_contents_get_more_lines_and_keep_the_old_ones(root: Path) -> None:
-    before = (root / "_toc.yml").read_text().splitlines()
+    before = (root / "_toc.yml").read_text(encoding="utf-8").splitlines()
     start(root, 98, "an_example", "An: example")
-    after = (root / "_toc.yml").read_text().splitlines()
+    after = (root / "_toc.yml").read_text(encoding="utf-8").splitlines()
     new = [line for line in after if "98" in line or "An: example" in line]
     assert len(new) == 4 and len(after) == len(before) + 5  # and one line `sections:`
     first = after.index(new[0])
@@ -58,9 +58,11 @@ def test_the_contents_get_more_lines_and_keep_the_old_ones(root: Path) -> None:
 
 
 def test_a_chapter_stands_in_the_order_of_the_numbers(root: Path) -> None:
-    (root / "_toc.yml").write_text((root / "_toc.yml").read_text().replace("/03_data", "/30_data"))
+    (root / "_toc.yml").write_text(
+        (root / "_toc.yml").read_text(encoding="utf-8").replace("/03_data", "/30_data"), encoding="utf-8"
+    )
     start(root, 3, "an_example", "An example", part="Tuning basics")
-    chapters = yaml.safe_load((root / "_toc.yml").read_text())["parts"][0]["chapters"]
+    chapters = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))["parts"][0]["chapters"]
     names = [chapter["file"] for chapter in chapters]
     assert names.index("book/03_an_example") == names.index("book/02_parameters_losses_optimisers") + 1
 
@@ -76,13 +78,13 @@ def test_the_template_is_a_chapter_and_all_its_words_are_replaced(root: Path) ->
         left = text.replace("windows_98", "").replace("Windows 98", "")
         assert "98" not in left and "an_example" not in left and "An example" not in left
         assert "windows_98" in text or path.suffix == ".py"
-    titles = [line for line in (root / "_toc.yml").read_text().splitlines() if "Windows" in line]
+    titles = [line for line in (root / "_toc.yml").read_text(encoding="utf-8").splitlines() if "Windows" in line]
     assert yaml.safe_load(titles[0]) == {"title": 'Solution 7: Windows 98, "again"'}
 
 
 def test_without_a_part_it_joins_the_chapters_and_not_the_reference_pages(root: Path) -> None:
     start(root, 98, "an_example", "An example")
-    parts = yaml.safe_load((root / "_toc.yml").read_text())["parts"]
+    parts = yaml.safe_load((root / "_toc.yml").read_text(encoding="utf-8"))["parts"]
     files_of = {part["caption"]: [entry["file"] for entry in part["chapters"]] for part in parts}
     assert "book/98_an_example" not in files_of["Reference"]
     assert sum("book/98_an_example" in names for names in files_of.values()) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import re
 import shutil
@@ -208,6 +209,41 @@ def _in_python(code: str, site: Path, folder: Path) -> subprocess.CompletedProce
     )
 
 
+def without_an_encoding(source: str) -> list[int]:
+    """The lines of Python that read or write text as the computer likes; ruff sees those alone whose path it knows."""
+    found = []
+    for call in ast.walk(ast.parse(source)):
+        if isinstance(call, ast.Call) and "encoding" not in {keyword.arg for keyword in call.keywords}:
+            name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+            binary = any(isinstance(one, ast.Constant) and "b" in str(one.value) for one in call.args[1:])
+            plain_open = isinstance(call.func, ast.Name) and name == "open" and not binary
+            if (name, len(call.args)) in (("read_text", 0), ("write_text", 1)) or plain_open:
+                found.append(call.lineno)
+    return found
+
+
+def test_each_read_and_write_names_its_encoding() -> None:
+    """Elsewhere the default is not UTF-8, and the course is full of signs that cp1252 does not know."""
+    files = [file for file in tracked() if file.suffix == ".py"]
+    assert len(files) > 200
+    assert not {file.name: lines for file in files if (lines := without_an_encoding(file.read_text(encoding="utf-8")))}
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("path.read_text()", [1]),
+        ("path.write_text(text)", [1]),
+        ("open(path)", [1]),
+        ("open(path, 'w')", [1]),
+        ("path.read_text('utf-8'), path.write_text(text, 'utf-8'), path.read_text(encoding='utf-8')", []),
+        ("open(path, 'rb'), path.read_bytes(), os.open(path, 0)", []),
+    ],
+)
+def test_the_check_of_encodings_finds_what_it_should(line: str, found: list[int]) -> None:
+    assert without_an_encoding(line) == found
+
+
 def test_the_floors_of_every_requirement_are_known() -> None:
     lowest = dict(line.split("==") for line in floors.floors(PROJECT))
     assert lowest["torch"] == "2.11" and lowest["transformers"] == "5.15" and len(lowest) > 30
@@ -241,7 +277,7 @@ def test_make_says_that_python_is_missing(tmp_path: Path) -> None:
 @needs_make
 def test_make_says_that_python_is_too_old(tmp_path: Path) -> None:
     old = tmp_path / "python3.9"
-    old.write_text('#!/bin/sh\ncase "$1" in --version) echo Python 3.9.1;; *) exit 1;; esac\n')
+    old.write_text('#!/bin/sh\ncase "$1" in --version) echo Python 3.9.1;; *) exit 1;; esac\n', encoding="utf-8")
     old.chmod(0o755)
     done = make(tmp_path, "test", f"PYTHON={old}")
     assert done.returncode != 0
@@ -252,16 +288,18 @@ def test_make_says_that_python_is_too_old(tmp_path: Path) -> None:
 def test_a_failed_book_fails_again(tmp_path: Path) -> None:
     """Sphinx remembers pages as done although they had warnings; our second build must not believe it."""
     (tmp_path / "book").mkdir()
-    (tmp_path / "book" / "index.md").write_text("# Page\n\n{doc}`missing`\n")
-    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/index\n")
-    (tmp_path / "_config.yml").write_text("title: A book\nonly_build_toc_files: true\nexclude_patterns: ['.*']\n")
+    (tmp_path / "book" / "index.md").write_text("# Page\n\n{doc}`missing`\n", encoding="utf-8")
+    (tmp_path / "_toc.yml").write_text("format: jb-book\nroot: book/index\n", encoding="utf-8")
+    (tmp_path / "_config.yml").write_text(
+        "title: A book\nonly_build_toc_files: true\nexclude_patterns: ['.*']\n", encoding="utf-8"
+    )
     scripts = tmp_path / ".venv" / "bin"
     scripts.mkdir(parents=True)
     python = scripts / "python"  # fetching is not the question here
     build = f"*jupyter_book*) exec '{sys.executable}' \"$@\";;"
-    python.write_text(f'#!/bin/sh\ncase "$*" in {build} *version_info*) echo 3.12;; esac\n')
+    python.write_text(f'#!/bin/sh\ncase "$*" in {build} *version_info*) echo 3.12;; esac\n', encoding="utf-8")
     python.chmod(0o755)
-    (tmp_path / ".venv" / "installed").write_text(f"{tmp_path}, Python 3.12\n")
+    (tmp_path / ".venv" / "installed").write_text(f"{tmp_path}, Python 3.12\n", encoding="utf-8")
     first, second = make(tmp_path, "book"), make(tmp_path, "book")
     assert "unknown document" in first.stderr
     assert first.returncode != 0 and second.returncode != 0

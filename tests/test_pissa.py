@@ -299,7 +299,8 @@ def test_the_conversion_is_peft_s_but_for_the_head_that_peft_forgets(kind: str, 
     save(ours, tmp_path / "ours")
     mine, reference = (load_file(tmp_path / folder / "adapter_model.safetensors") for folder in ("ours", "peft"))
     written, expected = (
-        json.loads((tmp_path / folder / "adapter_config.json").read_text()) for folder in ("ours", "peft")
+        json.loads((tmp_path / folder / "adapter_config.json").read_text(encoding="utf-8"))
+        for folder in ("ours", "peft")
     )
     assert all(written[key] == expected[key] for key in ("r", "lora_alpha", "use_rslora"))
     head = {"base_model.model.classifier.weight", "base_model.model.classifier.bias"} if kind == "bert" else set()

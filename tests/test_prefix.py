@@ -563,7 +563,7 @@ def test_a_network_of_another_checkpoint_is_refused(tmp_path: Path) -> None:
 )
 def test_headers_that_do_not_fit_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     file = save(tuned("bert"), tmp_path) / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | changes), encoding="utf-8")
     model = make("bert")
     with pytest.raises(CheckpointError, match=message):
         load(model, tmp_path)
@@ -575,7 +575,7 @@ def test_a_wrong_key_is_refused_and_a_short_header_is_enough(tmp_path: Path) -> 
     model = trained("gpt2-lm", DIRECT)
     folder = save(model, tmp_path)
     header = {"peft_type": "PREFIX_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": K}
-    (folder / "adapter_config.json").write_text(json.dumps(header))
+    (folder / "adapter_config.json").write_text(json.dumps(header), encoding="utf-8")
     assert torch.equal(logits(load(make("gpt2-lm"), folder), "gpt2-lm"), logits(model, "gpt2-lm"))
     weights = folder / "adapter_model.safetensors"
     save_file({"base_model.model.prompt_embeddings": load_file(weights)["prompt_embeddings"]}, weights)

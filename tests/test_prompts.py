@@ -559,7 +559,7 @@ def test_wrong_keys_are_refused(method: str, old: str, new: str | None, message:
 )
 def test_headers_of_another_kind_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     header = save(inject(make("bert"), METHODS["table"]), tmp_path) / "adapter_config.json"
-    header.write_text(json.dumps(json.loads(header.read_text()) | change))
+    header.write_text(json.dumps(json.loads(header.read_text(encoding="utf-8")) | change), encoding="utf-8")
     with pytest.raises(CheckpointError, match=message):
         load(make("bert"), tmp_path)
 

@@ -150,7 +150,7 @@ ROW = "- setting: A\n  unit: points\n  cite: hu2021lora\n  rows:\n  - {method: L
 )
 def test_a_wrong_row_is_refused_with_its_line(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "published.yml"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     with pytest.raises(data_pages.DataError) as error:
         data_pages.load(file)
     assert f"{error.value.line}: {error.value}".startswith(said)
@@ -212,14 +212,18 @@ def build(folder: Path, quality: dict[str, Any], seconds: dict[str, Any]) -> tup
     for name in ("book/data", "book/results", "labs"):
         (source / name).mkdir(parents=True)
     for name in ("learning_rates.yml", "published.yml", "chapters.yml"):
-        (source / "book" / "data" / name).write_text((BOOK / "data" / name).read_text(encoding="utf-8"))
-    (source / "book" / "references.bib").write_text((BOOK / "references.bib").read_text(encoding="utf-8"))
-    (source / "book" / "results" / "quality.json").write_text(json.dumps(quality))
-    (source / "book" / "results" / "lab_seconds.json").write_text(json.dumps(seconds))
+        (source / "book" / "data" / name).write_text(
+            (BOOK / "data" / name).read_text(encoding="utf-8"), encoding="utf-8"
+        )
+    (source / "book" / "references.bib").write_text(
+        (BOOK / "references.bib").read_text(encoding="utf-8"), encoding="utf-8"
+    )
+    (source / "book" / "results" / "quality.json").write_text(json.dumps(quality), encoding="utf-8")
+    (source / "book" / "results" / "lab_seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
     for name in PAGES:
-        (source / "book" / f"{name}.md").write_text((BOOK / f"{name}.md").read_text(encoding="utf-8"))
+        (source / "book" / f"{name}.md").write_text((BOOK / f"{name}.md").read_text(encoding="utf-8"), encoding="utf-8")
     listed = "\n".join(f"book/{name}" for name in PAGES)
-    (source / "index.md").write_text(f"# Book\n\n```{{toctree}}\n{listed}\n```\n")
+    (source / "index.md").write_text(f"# Book\n\n```{{toctree}}\n{listed}\n```\n", encoding="utf-8")
     warnings = io.StringIO()
     options = {
         "extensions": ["myst_nb", "data_pages", "sphinxcontrib.bibtex"],
@@ -234,7 +238,7 @@ def build(folder: Path, quality: dict[str, Any], seconds: dict[str, Any]) -> tup
         app = Sphinx(source, None, folder / "html", folder / "doctrees", "html", options, status=None, warning=warnings)
         app.build()
     names = [*(f"book/{name}" for name in PAGES), "index", "genindex"]
-    return {name: (folder / "html" / f"{name}.html").read_text() for name in names}, warnings.getvalue()
+    return {name: (folder / "html" / f"{name}.html").read_text(encoding="utf-8") for name in names}, warnings.getvalue()
 
 
 def plain(html: str) -> str:

@@ -241,11 +241,11 @@ def test_bitfit_s_checkpoint_keeps_the_choice_of_biases(tmp_path: Path) -> None:
     assert torch.equal(merge(again)(**batch).logits, model(**batch).logits)
     assert not torch.equal(model(**batch).logits, make("bert")(**batch).logits)
     header = tmp_path / "tuning_config.json"
-    written = header.read_text()
-    header.write_text(written.replace('"two"', '"all"'))
+    written = header.read_text(encoding="utf-8")
+    header.write_text(written.replace('"two"', '"all"'), encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"does not fit the model: missing"):
         load(make("bert"), tmp_path)
-    header.write_text(written.replace('"two"', '"few"'))
+    header.write_text(written.replace('"two"', '"few"'), encoding="utf-8")
     with pytest.raises(CheckpointError, match="biases must be 'all' or 'two'"):
         load(make("bert"), tmp_path)
 

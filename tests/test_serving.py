@@ -225,7 +225,7 @@ def test_a_sealed_adapter_is_refused_by_another_base(folders: dict[str, Path], t
     with pytest.raises(CheckpointError, match="there is no folder"):
         seal(make("bert"), tmp_path / "nowhere")
     for broken in ("", "[]", json.dumps({"md5": ""})):
-        (folders["b"] / SEAL).write_text(broken)
+        (folders["b"] / SEAL).write_text(broken, encoding="utf-8")
         with pytest.raises(CheckpointError, match="cannot be read"):
             check_seal(make("bert"), folders["b"])
 

@@ -54,18 +54,18 @@ class Computer:
     def has(self, name: str, says: str) -> None:
         """Install a program."""
         path = self.programs / name
-        path.write_text(f"#!/bin/sh\n{says}\n")
+        path.write_text(f"#!/bin/sh\n{says}\n", encoding="utf-8")
         path.chmod(0o755)
 
     def python(self, name: str, version: str, index: str = "exit 0") -> None:
         """Install a Python; `index` is what the one of PyTorch's CPU builds does."""
         path = self.programs / name
-        path.write_text(PYTHON.format(version=version, index=index))
+        path.write_text(PYTHON.format(version=version, index=index), encoding="utf-8")
         path.chmod(0o755)
 
     def make(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run make, and forget what was asked for before."""
-        self.log.write_text("")
+        self.log.write_text("", encoding="utf-8")
         return subprocess.run(
             [str(self.programs / "make"), *arguments],
             cwd=self.course,
@@ -181,7 +181,7 @@ def course(tmp_path: Path) -> Path:
     (tmp_path / "labs").mkdir()
     for name in ("09_lora", "10_lora_family"):
         shutil.copy(ROOT / "labs" / f"{name}.ipynb", tmp_path / "labs")
-    (tmp_path / "labs" / "words.txt").write_text("a file that a lab reads")
+    (tmp_path / "labs" / "words.txt").write_text("a file that a lab reads", encoding="utf-8")
     return tmp_path
 
 

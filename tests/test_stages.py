@@ -40,7 +40,7 @@ def test_all_stages_run_and_what_failed_is_named_each_time(place: Path, capfd: p
     ]
     for run in (1, 2):
         assert stages.conduct(given) == 1
-        assert (place / "ran").read_text().split() == ["1", "2", "4"] * run
+        assert (place / "ran").read_text(encoding="utf-8").split() == ["1", "2", "4"] * run
         said = capfd.readouterr().out
         table, failed = said.split("FAILED")
         assert "first: exit code 3: sh -c 'echo 1 >> ran; exit 3'" in failed
@@ -104,7 +104,7 @@ TIMES = {
 def test_the_parts_of_the_pool_are_rows_with_budgets_of_their_own(
     place: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (place / "times").write_text(json.dumps(TIMES))
+    (place / "times").write_text(json.dumps(TIMES), encoding="utf-8")
     pool_stage = shell("pool", 'cp times "$COURSE_TEST_TIMES"; exit 1', parts=True)
     rows, tests = stages.run([pool_stage], {"notebooks": 4.0, "tests": 60})
     assert tests == TIMES
@@ -119,12 +119,12 @@ def test_the_parts_of_the_pool_are_rows_with_budgets_of_their_own(
 
 
 def test_the_table_is_written_when_asked_for_and_only_then(place: Path) -> None:
-    (place / "times").write_text(json.dumps(TIMES))
+    (place / "times").write_text(json.dumps(TIMES), encoding="utf-8")
     given = [shell("pool", 'cp times "$COURSE_TEST_TIMES"', parts=True)]
     stages.conduct(given)
     assert not stages.TABLE.exists()
     stages.conduct(given, write=True)
-    written = json.loads(stages.TABLE.read_text())
+    written = json.loads(stages.TABLE.read_text(encoding="utf-8"))
     assert written["units"]["labs/01.ipynb"] == 7.5 and next(iter(written["units"])).endswith("test_y")
     assert {"pool", "tests", "notebooks", "all"} <= set(written["stages"])
 
@@ -191,18 +191,19 @@ NOTEBOOK = """{"cells": [
 
 @pytest.fixture
 def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    (tmp_path / "test_it.py").write_text(SUITE)
-    (tmp_path / "z.ipynb").write_text(NOTEBOOK)
+    (tmp_path / "test_it.py").write_text(SUITE, encoding="utf-8")
+    (tmp_path / "z.ipynb").write_text(NOTEBOOK, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.setenv(pool.VARIABLE, str(tmp_path / "times.json"))
     (tmp_path / "conftest.py").write_text(
         "import json, pathlib, pool\n"
         "pool.TABLE = pathlib.Path(__file__).with_name('stages.json')\n"
         "def pytest_addoption(parser): parser.addoption('--fast', action='store_true')\n"
-        "def pytest_configure(config): config.pluginmanager.register(pool)\n"
+        "def pytest_configure(config): config.pluginmanager.register(pool)\n",
+        encoding="utf-8",
     )
-    (tmp_path / "stages.json").write_text(json.dumps({"units": {"test_it.py::test_slow": 50.0}}))
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = network: asks\n")
+    (tmp_path / "stages.json").write_text(json.dumps({"units": {"test_it.py::test_slow": 50.0}}), encoding="utf-8")
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = network: asks\n", encoding="utf-8")
     return tmp_path
 
 
@@ -210,7 +211,7 @@ def run(suite: Path, *arguments: str) -> tuple[str, dict[str, Any]]:
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     done = subprocess.run(command, cwd=suite, env=environment, capture_output=True, text=True, check=False)
-    return done.stdout + done.stderr, json.loads((suite / "times.json").read_text())
+    return done.stdout + done.stderr, json.loads((suite / "times.json").read_text(encoding="utf-8"))
 
 
 def test_one_pool_holds_tests_and_notebooks(suite: Path, monkeypatch: pytest.MonkeyPatch) -> None:

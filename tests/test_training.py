@@ -510,7 +510,7 @@ def train_in_a_pair(folder: Path) -> None:
     train, validation = tiny_loader(tiny_rows(44)), tiny_loader(tiny_rows(21, seed=1), shuffle=False)
     history = fit(model, train, validation, TrainingConfig(epochs=1, device="cpu"))
     report |= {"seen": seen, "losses": [row["loss"] for row in history.steps], "evaluation": history.evaluations}
-    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(report))
+    (folder / f"{os.environ['RANK']}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
 def run_plain(batch_size: int, method: MethodConfig | None = None, **settings: Any) -> tuple[History, nn.Module]:
@@ -532,7 +532,7 @@ def summary(history: History, model: nn.Module) -> dict[str, Any]:
 @IN_PAIRS
 def test_two_processes(tmp_path: Path) -> None:
     told = together(train_in_a_pair, tmp_path, folder=tmp_path)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1))
 
     # Both ranks hold one model and know one history.
     assert first["spread"] == second["spread"]

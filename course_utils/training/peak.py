@@ -81,7 +81,7 @@ def high_water() -> float:
     """
     status = Path("/proc/self/status")
     if status.is_file():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines())
         return float(lines["VmHWM"].split()[0]) / 2**10
     import resource  # not on Windows
 

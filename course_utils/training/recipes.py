@@ -76,7 +76,7 @@ def trained(
     model, tokenizer = load_classifier(recipe.backbone, seed=seed)
     if (folder / _FACTS).is_file():
         load(model, folder)
-        return model, tokenizer, json.loads((folder / _FACTS).read_text())
+        return model, tokenizer, json.loads((folder / _FACTS).read_text(encoding="utf-8"))
     inject(model, recipe.method, seed=seed)
     train = make_loader(tweets["train"], tokenizer, recipe.batch_size, shuffle=True, seed=seed)
     validation = make_loader(tweets["validation"], tokenizer, 64)
@@ -90,5 +90,6 @@ def trained(
         "seconds": round(history.seconds, 1),
     }
     save(model, folder)
-    (folder / _FACTS).write_text(json.dumps(facts))  # last: its presence says that the run is complete
+    # Last: its presence says that the run is complete.
+    (folder / _FACTS).write_text(json.dumps(facts), encoding="utf-8")
     return model, tokenizer, facts

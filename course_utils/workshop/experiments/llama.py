@@ -203,7 +203,7 @@ def _forget_peak() -> None:
         torch.cuda.reset_peak_memory_stats()
     reset = Path("/proc/self/clear_refs")
     if reset.exists():
-        reset.write_text("5")
+        reset.write_text("5", encoding="utf-8")
 
 
 def _peak(held: float) -> float:

@@ -155,7 +155,7 @@ def main(arguments: list[str]) -> int:
     state = PartialState(cpu=True)
     rows = {name: compare(configs()[name]) for name in names}
     if state.is_main_process:
-        out.write_text(json.dumps(rows))
+        out.write_text(json.dumps(rows), encoding="utf-8")
     state.wait_for_everyone()
     dist.destroy_process_group()
     return 0

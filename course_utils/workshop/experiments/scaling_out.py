@@ -85,7 +85,7 @@ def curves() -> dict[str, Any]:
             out = Path(folder, str(processes))
             arguments = ["train", "lora", "--device", "cpu", "--no-dropout", "--out", str(out)]
             launch(processes, "course_utils", *arguments)
-            history = json.loads((out / "history.json").read_text())
+            history = json.loads((out / "history.json").read_text(encoding="utf-8"))
             assert history["processes"] == processes
             found[str(processes)] = [row["loss"] for row in history["steps"]]
     apart = max(abs(one - two) for one, two in zip(*found.values(), strict=True))
@@ -97,7 +97,7 @@ def methods() -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         out = Path(folder, "rows.json")
         launch(2, "course_utils.workshop.experiments.parallel", str(out))
-        found = json.loads(out.read_text())
+        found = json.loads(out.read_text(encoding="utf-8"))
     full = results.read("quality")["methods"]["full"]["trainable"]
     rows = {}
     for name, row in found.items():

@@ -123,7 +123,7 @@ def write(name: str, command: str, content: dict[str, Any]) -> Path:
     text = json.dumps({"command": command, **_facts(), **content}, indent=1)
     # A list of numbers is one line.
     text = re.sub(r"\[\n([-\d.e,\s]+)\n\s*\]", lambda list_: "[" + " ".join(list_[1].split()) + "]", text)
-    partial.write_text(text + "\n")
+    partial.write_text(text + "\n", encoding="utf-8")
     os.replace(partial, path)
     return path
 

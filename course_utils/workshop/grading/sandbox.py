@@ -118,7 +118,7 @@ def _used_seconds() -> int:
 
 
 def _address_space() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
     return pages * resource.getpagesize()
 
 
@@ -222,7 +222,7 @@ def _refused(attempt: Callable[[], object]) -> bool:
 
 def _write_outside() -> None:
     path = Path(__file__).with_suffix(".tried")
-    path.write_text("")
+    path.write_text("", encoding="utf-8")
     path.unlink()
 
 

@@ -22,14 +22,14 @@ from pathlib import Path
 from typing import Any
 
 # What a lab imports, and what a check imports when it is called, is here before the first fork.
-import scipy.optimize
-import scipy.special
+import scipy.optimize  # noqa: F401
+import scipy.special  # noqa: F401
 import scipy.stats  # noqa: F401
 import sklearn.metrics  # noqa: F401
 import torch
 import transformers.modeling_utils  # noqa: F401
 
-import course_utils.methods
+import course_utils.methods  # noqa: F401
 import course_utils.training  # noqa: F401
 from course_utils.exercises import exercises
 from course_utils.workshop.authoring import notebooks
