@@ -143,12 +143,12 @@ def _memory(answer: Any) -> None:
 
 
 class _Tiny(nn.Module):
-    """A body, a layer before the head as in DistilBERT, and a head; what is trained is given by name."""
+    """A body, whose last layer has a name that contains the word, and a head; what is trained is given by name."""
 
     def __init__(self, trained: Sequence[str]) -> None:
         super().__init__()
         self.bert = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 5))
-        self.pre_classifier = nn.Linear(5, 4)
+        self.bert.add_module("classifier_pooler", nn.Linear(5, 4))  # of the body: a checkpoint would bring it
         self.classifier = nn.Linear(4, 3)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in trained)
@@ -179,7 +179,8 @@ def _count(answer: Any) -> None:
         ],
         f"35 numbers are trained in this model, 20 of them outside the head; yours are {value[0]:g} and {value[1]:g}.",
     )
-    model = _Tiny(["bert.1.weight", "bert.1.bias", "pre_classifier.weight", "pre_classifier.bias", "classifier.weight"])
+    pooler = ["bert.classifier_pooler.weight", "bert.classifier_pooler.bias"]
+    model = _Tiny(["bert.1.weight", "bert.1.bias", *pooler, "classifier.weight"])
     value = _numbers(call(answer, model), 2, "the trained numbers with the head, and without it")
     compare(
         torch.tensor(value),
@@ -187,7 +188,8 @@ def _count(answer: Any) -> None:
         [
             (
                 torch.tensor([46.0, 10.0]),
-                "`pre_classifier` is no part of the head, though its name contains the word. Ask how the name begins.",
+                "`bert.classifier_pooler` is no part of the head, though its name contains the word: it belongs to the "
+                "body, which the checkpoint brings. The head is what is new. Ask how the name begins.",
             ),
             (
                 torch.tensor([46.0, 31.0]),
