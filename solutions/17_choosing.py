@@ -30,7 +30,6 @@ import pandas as pd
 from scipy.stats import binom
 
 from course_utils import (
-    METHODS,
     AdaLoRAConfig,
     DoRAConfig,
     IA3Config,
@@ -59,20 +58,19 @@ from course_utils.training import SHAPES, training_memory
 # ## Exercise 1: what fits?
 #
 # `training_memory(shape, method, precision, batch, length)` returns the memory of a training step: `.weights`,
-# `.gradients`, `.optimizer`, `.activations` and their sum `.total`, in bytes. `METHODS` holds the methods it knows.
+# `.gradients`, `.optimizer`, `.activations` and their sum `.total`, in bytes. `MEMORY_METHODS` holds the methods it knows.
 # Full fine-tuning with the precision `"nf4"` is impossible, and `training_memory` raises a `ValueError` for it.
 
 
 # %% tags=["exercise", "points:3"]
 def fits(shape, gigabytes, precision, batch, length):
-    """The keys of METHODS whose training step needs at most so many GB; a GB is 10⁹ bytes."""
-    from course_utils import METHODS
-    from course_utils.training import training_memory
+    """The keys of MEMORY_METHODS whose training step needs at most so many GB; a GB is 10⁹ bytes."""
+    from course_utils.training import MEMORY_METHODS, training_memory
 
     ### BEGIN SOLUTION
-    # Hint: go through METHODS, leave out what is impossible, and compare `.total` with the budget.
+    # Hint: go through MEMORY_METHODS, leave out what is impossible, and compare `.total` with the budget.
     fitting = []
-    for method in METHODS:
+    for method in MEMORY_METHODS:
         if method == "full" and precision == "nf4":
             continue
         memory = training_memory(shape, method, precision, batch, length)
@@ -168,7 +166,7 @@ for title in ("roberta-large", "llama-2-7b", "llama-3.1-8b"):
     for batch in (1, 16):
         needs = {}
         for precision in ("mixed", "nf4"):
-            for method in METHODS:
+            for method in MEMORY_METHODS:
                 if (method, precision) != ("full", "nf4"):
                     memory = training_memory(SHAPES[title], method, precision, batch=batch, length=512)
                     needs[f"{method} {precision}"] = memory.total / 1e9

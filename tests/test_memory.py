@@ -9,7 +9,7 @@ from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, R
 
 from course_utils.methods import IA3Config, LoRAConfig, count_parameters, inject
 from course_utils.models.backbones import load_classifier
-from course_utils.training.memory import METHODS, PRECISIONS, SHAPES, Shape, trained_weights, training_memory
+from course_utils.training.memory import MEMORY_METHODS, PRECISIONS, SHAPES, Shape, trained_weights, training_memory
 
 
 def llama(**sizes: int) -> LlamaForCausalLM:
@@ -145,4 +145,4 @@ def test_the_rule_is_near_what_autograd_keeps(method: str) -> None:
 
 
 def test_every_choice_has_a_name() -> None:
-    assert all([*METHODS.values(), *PRECISIONS.values(), *(shape.title for shape in SHAPES.values())])
+    assert all([*MEMORY_METHODS.values(), *PRECISIONS.values(), *(shape.title for shape in SHAPES.values())])

@@ -59,7 +59,7 @@ class MemoryCalculator(SphinxDirective):
             got = memory.training_memory(memory.SHAPES[model], method, precision, batch, length, rank)
             parts = (got.weights, got.gradients, got.optimizer, got.activations, got.total)
             cells = "".join(f'<td class="text-right">{shown(part)}</td>' for part in parts)
-            what = f"{memory.SHAPES[model].title}, {memory.METHODS[method]}"
+            what = f"{memory.SHAPES[model].title}, {memory.MEMORY_METHODS[method]}"
             how = f"{memory.PRECISIONS[precision].split(' (')[0]}, {batch} × {length} tokens"
             rows.append(f'<tr><th scope="row">{html.escape(what)}</th><td>{how}</td>{cells}</tr>')
         data = {
@@ -72,7 +72,7 @@ class MemoryCalculator(SphinxDirective):
             [Path(memory.__file__)],
             DATA=json.dumps(data).replace("</", "<\\/"),
             MODELS=_options({key: shape.title for key, shape in memory.SHAPES.items()}, "minilm"),
-            METHODS=_options(memory.METHODS, "lora-qv"),
+            METHODS=_options(memory.MEMORY_METHODS, "lora-qv"),
             PRECISIONS=_options(memory.PRECISIONS, "float32"),
             ROWS="\n".join(rows),
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 from course_utils.exercises.checking import Wrong, call, compare, exercise, number
 from course_utils.exercises.outcomes import listed, names, same
-from course_utils.training.memory import METHODS, SHAPES, Memory, Shape, training_memory
+from course_utils.training.memory import MEMORY_METHODS, SHAPES, Memory, Shape, training_memory
 
 _FITS = "What it costs"
 _FRONT = "Two measures at once: the Pareto front"
@@ -40,7 +40,7 @@ def _which(need: Callable[[Memory], float], unit: float = 1e9) -> Callable[..., 
     """A function that lists the methods which fit, if this is what they need."""
 
     def fitting(shape: Shape, budget: float, *setting: Any) -> frozenset[str]:
-        possible = [method for method in METHODS if (method, *setting[:1]) != ("full", "nf4")]
+        possible = [method for method in MEMORY_METHODS if (method, *setting[:1]) != ("full", "nf4")]
         return frozenset(m for m in possible if need(training_memory(shape, m, *setting)) <= budget * unit)
 
     return fitting
@@ -50,7 +50,7 @@ _fitting = _which(lambda memory: memory.total)
 
 
 def _too_large(shape: Shape, budget: float, *setting: Any) -> frozenset[str]:
-    possible = {method for method in METHODS if (method, *setting[:1]) != ("full", "nf4")}
+    possible = {method for method in MEMORY_METHODS if (method, *setting[:1]) != ("full", "nf4")}
     return frozenset(possible - _fitting(shape, budget, *setting))
 
 
@@ -64,7 +64,7 @@ def _fits(answer: Any) -> None:
     outcomes = []
     for case in _BUDGETS:
         try:
-            outcomes.append(names(call(answer, *case), METHODS))
+            outcomes.append(names(call(answer, *case), MEMORY_METHODS))
         except ValueError as error:
             if case[2] != "nf4":
                 raise

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from course_utils.evaluation import results
 from course_utils.plots.style import COLOURS, Picture, make_axes, percent_axis
-from course_utils.training.memory import METHODS, SHAPES, training_memory
+from course_utils.training.memory import MEMORY_METHODS, SHAPES, training_memory
 
 #: family → keys of the study's methods, in the order of the chapters
 FAMILIES: dict[str, tuple[str, ...]] = {
@@ -60,7 +60,7 @@ def memory_by_method(methods: Sequence[str] = ("full", "lora-all", "lora-qv", "i
     figure, both = make_axes(9.0, 3.2, columns=2)
     said = []
     for axes, (title, (shape, chosen)) in zip(both, settings.items(), strict=True):
-        bars = {METHODS[method]: _parts(shape, method, chosen) for method in methods}
+        bars = {MEMORY_METHODS[method]: _parts(shape, method, chosen) for method in methods}
         left = [0.0] * len(bars)
         for colour, part in zip(COLOURS, next(iter(bars.values())), strict=False):
             sizes = [parts[part] for parts in bars.values()]

@@ -25,7 +25,7 @@ from .loop import (
     train_epoch as train_epoch,
 )
 from .memory import (
-    METHODS as METHODS,
+    MEMORY_METHODS as MEMORY_METHODS,
     NF4_BITS as NF4_BITS,
     SHAPES as SHAPES,
     Memory as Memory,

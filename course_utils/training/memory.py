@@ -82,7 +82,7 @@ SHAPES: dict[str, Shape] = {
     "llama-3.1-8b": Shape("Llama 3.1 8B", 32, 4096, 14336, 8_030_261_248, kv_width=1024, gated=True, dropout=False),
     "llama-2-70b": Shape("Llama 2 70B", 80, 8192, 28672, 68_976_648_192, kv_width=1024, gated=True, dropout=False),
 }
-METHODS: dict[str, str] = {
+MEMORY_METHODS: dict[str, str] = {
     "full": "full fine-tuning",
     "lora-qv": "LoRA on query and value",
     "lora-all": "LoRA on all linear layers",
@@ -118,8 +118,8 @@ def trained_weights(shape: Shape, method: str, rank: int = 8) -> int:
         return shape.total
     if method == "ia3":  # one factor for each key, value and inner number
         return shape.layers * (2 * shape.keys + shape.inner)
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
+    if method not in MEMORY_METHODS:
+        raise ValueError(f"unknown method {method!r}; choose from {', '.join(MEMORY_METHODS)}")
     if rank < 1:
         raise ValueError(f"the rank must be at least 1, got {rank}")
     sides = shape.sides[:2] if method == "lora-qv" else shape.sides
@@ -139,7 +139,7 @@ def training_memory(
 
     Args:
         shape: of `SHAPES`, or one of your own.
-        method: a key of `METHODS`.
+        method: a key of `MEMORY_METHODS`.
         precision: a key of `PRECISIONS`.
         batch: texts in a batch.
         length: tokens in a text, padding included.

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from course_utils.evaluation.rates import finalists
-from course_utils.training.memory import METHODS, training_memory
+from course_utils.training.memory import MEMORY_METHODS, training_memory
 
 Function = Callable[..., Any]
 
@@ -16,7 +16,7 @@ def _fits(need: Callable[[Any], float], unit: float = 1e9, keep: Callable[[bool]
     def fits(shape: Any, gigabytes: float, precision: str, batch: int, length: int) -> list[str]:
         return [
             method
-            for method in METHODS
+            for method in MEMORY_METHODS
             if not (method == "full" and precision == "nf4")
             and keep(need(training_memory(shape, method, precision, batch, length)) <= gigabytes * unit)
         ]
@@ -29,11 +29,11 @@ def _total(memory: Any) -> float:
 
 
 def _with_full(shape: Any, gigabytes: float, precision: str, batch: int, length: int) -> list[str]:
-    return [m for m in METHODS if training_memory(shape, m, precision, batch, length).total <= gigabytes * 1e9]
+    return [m for m in MEMORY_METHODS if training_memory(shape, m, precision, batch, length).total <= gigabytes * 1e9]
 
 
 def _with_defaults(shape: Any, gigabytes: float, precision: str, batch: int, length: int) -> list[str]:
-    return [m for m in METHODS if training_memory(shape, m).total <= gigabytes * 1e9]
+    return [m for m in MEMORY_METHODS if training_memory(shape, m).total <= gigabytes * 1e9]
 
 
 def _front(beats: Function, others_only: bool = True) -> Function:
@@ -99,7 +99,7 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (_with_full, "Leave full fine-tuning out"),
         (_with_defaults, "have no effect"),
         (lambda shape, gigabytes, *rest: "lora-qv", "list of names"),
-        (lambda shape, gigabytes, *rest: list(METHODS.values()), "none of the names"),
+        (lambda shape, gigabytes, *rest: list(MEMORY_METHODS.values()), "none of the names"),
         (lambda shape, gigabytes, *rest: ["ia3"], "Your function says"),
         (lambda shape, gigabytes, *rest: None, "return"),
     ],
