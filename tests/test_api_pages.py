@@ -377,3 +377,12 @@ def test_prose_stands_beside_code_and_above_it_on_a_phone(browser: Browser) -> N
     said, code = opened.evaluate(boxes)
     assert said["bottom"] <= code["top"] and code["right"] <= 390
     opened.close()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_reference_fits_a_phone(browser: Browser, room: str) -> None:
+    """The value of a constant was once as wide as three phones."""
+    opened = browser.new_page(viewport={"width": 390, "height": 900})
+    opened.goto((HTML / "book" / "library" / f"{room.rsplit('.', 1)[1]}.html").as_uri())
+    assert opened.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    opened.close()

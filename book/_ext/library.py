@@ -243,7 +243,9 @@ def expand_rooms(app: Sphinx, docname: str, content: list[str]) -> None:
             app.env.note_dependency(str(file))
             app.env.note_dependency(str(file.parent))  # a file more or less
             page = f"[The whole file](/{name}.py), with explanations." if name in app.env.found_docs else ""
-            lines = [f".. automodule:: {name.replace('/', '.')}", "   :members:", "   :show-inheritance:"]
+            # Without values: a table of constants would be wider than any screen, and the page of the file shows it.
+            options = ["   :members:", "   :show-inheritance:", "   :no-value:"]
+            lines = [f".. automodule:: {name.replace('/', '.')}", *options]
             sections.append("\n".join([f"## {file.name}\n", f"{page}\n", "```{eval-rst}", *lines, "```\n"]))
         return "\n".join(sections)
 
