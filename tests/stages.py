@@ -36,7 +36,7 @@ BUDGETS: dict[str, float] = {
     "imports": 60,
     "notebooks in step": 120,
     "book": 600,
-    "fast tests": 600,
+    "fast tests": 120,
     "tests": 3000,
     "pretended device": 400,
     "plain processor": 900,
