@@ -52,14 +52,14 @@ from course_utils import (
 )
 from course_utils.evaluation import accuracy_interval, best_rate, disagreements, front, mcnemar, results
 from course_utils.plots import pareto, smallest_difference, training_curves
-from course_utils.training import SHAPES, training_memory
+from course_utils.training import MEMORY_METHODS, SHAPES, training_memory
 
 # %% [markdown]
 # ## Exercise 1: what fits?
 #
 # `training_memory(shape, method, precision, batch, length)` returns the memory of a training step: `.weights`,
-# `.gradients`, `.optimizer`, `.activations` and their sum `.total`, in bytes. `MEMORY_METHODS` holds the methods it knows.
-# Full fine-tuning with the precision `"nf4"` is impossible, and `training_memory` raises a `ValueError` for it.
+# `.gradients`, `.optimizer`, `.activations` and their sum `.total`, in bytes. `MEMORY_METHODS` holds the methods that
+# it knows. Full fine-tuning with the precision `"nf4"` is impossible, and `training_memory` raises a `ValueError` for it.
 
 
 # %% tags=["exercise", "points:3"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
-from sklearn.model_selection import train_test_split
 
 from course_utils.data.cleaning import clean
 from course_utils.data.errors import DataError
@@ -90,6 +89,8 @@ def three_way_split(
     labels: np.ndarray, seed: int, stratified: bool = True, validation: float = 0.10, test: float = TEST
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Row numbers for train, validation and test by two calls of `train_test_split`."""
+    from sklearn.model_selection import train_test_split
+
     rows = np.arange(len(labels))
     rest, test_rows = train_test_split(rows, test_size=test, random_state=seed, stratify=labels if stratified else None)
     train_rows, validation_rows = train_test_split(
