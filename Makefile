@@ -44,6 +44,7 @@ help:
 	@echo "make test-floors, make test-newest: the methods' tests with the lowest and with the newest versions admitted"
 	@echo "make test-device: the methods' tests and the solutions on a GPU (DEVICE=cuda), or on a pretended one"
 	@echo "make test-processors: the tests and the notebooks as on older processors, with one thread and with two (hours)"
+	@echo "make links      ask for each address outside that the book names"
 	@echo "make clean      remove the environment and the built book, but not the fetched model and data"
 
 # The stamp says for which folder and which Python the environment was made: after a move, or with another PYTHON that was
@@ -120,6 +121,11 @@ check: $(VENV)/installed-test assets
 # Writes tests/stages.json, on a quiet machine: it decides which tests are fast and which ones start first.
 test-times: $(VENV)/installed-test assets
 	@$(call stages,test --write)
+
+# Asks for each address that a page names. Not a stage of anything: what does not answer today may answer tomorrow.
+.PHONY: links
+links: $(VENV)/installed
+	@$(call build_book,--quiet --builder linkcheck)
 
 # A stage of `make test`: all pages, warnings are errors.
 book-strict: $(VENV)/installed-test

@@ -113,7 +113,13 @@ def troubles_with_make(text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("file", ["README.md", "CONTRIBUTING.md", ".ci/run", ".pre-commit-config.yaml", "book"])
+FURNITURE = [
+    *(".ci/run", ".pre-commit-config.yaml", ".devcontainer/Dockerfile", "binder/postBuild"),
+    *(file.relative_to(ROOT).as_posix() for file in sorted((ROOT / ".github").rglob("*.yml"))),
+]
+
+
+@pytest.mark.parametrize("file", [*(path.name for path in sorted(ROOT.glob("*.md"))), "book", *FURNITURE])
 def test_texts_name_targets_and_variables_of_the_makefile(file: str) -> None:
     place = ROOT / file
     paths = sorted(place.glob("*.md")) if place.is_dir() else [place]
@@ -121,7 +127,7 @@ def test_texts_name_targets_and_variables_of_the_makefile(file: str) -> None:
     fenced = re.compile(r"^`{3,}(?:bash|powershell)\n(.*?)^`{3,}", re.MULTILINE | re.DOTALL)
     for path in paths:
         text = path.read_text(encoding="utf-8")
-        blocks = fenced.findall(text) if path.suffix == ".md" else [re.sub(r"\b(exec|entry:) ", "\n", text)]
+        blocks = fenced.findall(text) if path.suffix == ".md" else [re.sub(r"\b(exec|entry:|run:|RUN) ", "\n", text)]
         inline = re.findall(r"`make [^`\n]+`", text)
         assert not [trouble for part in (*blocks, *inline) for trouble in troubles_with_make(part)], path.name
 

@@ -9,9 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import first_cells
 import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from course_utils.workshop.authoring import my_labs
 from course_utils.workshop.authoring.notebooks import ROOT
@@ -286,8 +286,6 @@ def test_on_windows_the_grader_says_what_to_do(
 
 # --- the wheel alone, as on Colab ------------------------------------------------------------------------------------
 
-SHOW_WHERE = "import course_utils; print('from', course_utils.__file__)"
-
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -306,22 +304,12 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def run_from_wheel(name: str, cells: int | None, site: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Run a lab's first cells outside the repository, and return what the kernel printed about its package."""
-    monkeypatch.setenv("PYTHONPATH", str(site))
-    notebook = nbformat.read(ROOT / "labs" / f"{name}.ipynb", as_version=4)
-    notebook.cells = [*notebook.cells[:cells], nbformat.v4.new_code_cell(SHOW_WHERE)]
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3")
-    client.resources = {"metadata": {"path": str(folder)}}
-    client.execute()
-    return str(notebook.cells[-1].outputs[0].text)
-
-
 @pytest.mark.parametrize("name", ["05_evaluation", "21_case_study"])
 def test_labs_begin_from_the_wheel_alone(
     name: str, site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert run_from_wheel(name, 4, site, tmp_path, monkeypatch).startswith(f"from {site}")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    assert site in first_cells.run(name, tmp_path).parents
 
 
 def test_a_whole_lab_runs_from_the_wheel_alone(
@@ -329,7 +317,8 @@ def test_a_whole_lab_runs_from_the_wheel_alone(
 ) -> None:
     if not request.config.getoption("--whole"):
         pytest.skip("it trains for a minute; add --whole")
-    assert run_from_wheel("05_evaluation", None, site, tmp_path, monkeypatch).startswith(f"from {site}")
+    monkeypatch.setenv("PYTHONPATH", str(site))
+    assert site in first_cells.run("05_evaluation", tmp_path, whole=True).parents
 
 
 @pytest.mark.parametrize(
