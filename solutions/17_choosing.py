@@ -59,7 +59,7 @@ from course_utils.training import MEMORY_METHODS, SHAPES, training_memory
 #
 # `training_memory(shape, method, precision, batch, length)` returns the memory of a training step: `.weights`,
 # `.gradients`, `.optimizer`, `.activations` and their sum `.total`, in bytes. `MEMORY_METHODS` holds the methods that
-# it knows. Full fine-tuning with the precision `"nf4"` is impossible, and `training_memory` raises a `ValueError` for it.
+# it knows. Full fine-tuning with the precision `"nf4"` is impossible, and `training_memory` raises a `ValueError`.
 
 
 # %% tags=["exercise", "points:3"]
