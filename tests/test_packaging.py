@@ -209,7 +209,7 @@ def test_what_is_installed_without_the_repository_has_its_results(tmp_path: Path
     commands = [command for command, (module, _) in COMMANDS.items() if module.startswith("workshop.")]
     assert len(commands) > 20
     run = f"from course_utils.__main__ import main; print([main([command]) for command in {commands}])"
-    # Without site-packages: the finder of an editable install would answer for the missing room, and act on this checkout.
+    # Without site-packages: the finder of an editable install would answer for the missing room, and act here.
     done = _in_python(run, site, tmp_path, "-S")
     assert done.stdout.strip() == str([1] * len(commands)), done.stderr
     lines = done.stderr.splitlines()
