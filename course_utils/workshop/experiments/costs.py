@@ -9,6 +9,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -82,9 +83,10 @@ def step_times(models: Mapping[str, nn.Module], batches: list[Batch], warm_up: i
     Args:
         models: name → what trains.
         batches: of the timed steps.
-        warm_up: so many of the first batches come once more before that, and do not count.
+        warm_up: so many steps on the first batches come before that, and do not count.
     """
-    steps = {name: training_steps(model, [*batches[:warm_up], *batches]) for name, model in models.items()}
+    again = list(islice(cycle(batches), warm_up))
+    steps = {name: training_steps(model, [*again, *batches]) for name, model in models.items()}
     return in_turn({name: partial(next, own) for name, own in steps.items()}, len(batches), warm_up, now)
 
 
