@@ -24,6 +24,7 @@ from course_utils.checkpoints import CheckpointError, load, save
 from course_utils.methods import (
     AdaLoRAConfig,
     AdaLoRALinear,
+    LoRAConfig,
     MethodError,
     allocated_ranks,
     count_parameters,
@@ -31,7 +32,7 @@ from course_utils.methods import (
     merge,
     trainable_parameters,
 )
-from course_utils.training import TrainingConfig, fit
+from course_utils.training import TrainingConfig, TrainingError, fit
 
 STEPS = 30
 #: Thirty steps of Adam make much of the last digits of a small gradient, so a GPU, which rounds otherwise, needs more.
@@ -318,6 +319,62 @@ def test_fit_never_returns_more_than_the_budget() -> None:
     assert sum(allocated_ranks(model).values()) == config.target_rank * len(layers(model))
 
 
+def twelve_batches() -> DataLoader:
+    rows = [{key: value[0] for key, value in make_batch("bert", rows=1, seed=n).items()} for n in range(48)]
+    for number, row in enumerate(rows):
+        row["labels"] = number % 2  # type: ignore[assignment]
+    return DataLoader(rows, batch_size=4)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"epochs": 2, "accumulate": 5}, 6),  # ⌈12 / 5⌉ = 3 an epoch
+        ({"epochs": 2, "accumulate": 100}, 2),
+        ({"epochs": 2, "max_steps": 19}, 19),
+        ({"epochs": 1}, 12),
+    ],
+)
+def test_a_run_that_ends_before_the_last_cut_is_refused(settings: dict[str, Any], steps: int) -> None:
+    """`total_steps` is epochs · len(loader) and no more, which is what one counts first."""
+    loader, config = twelve_batches(), replace(CONFIG, total_steps=24, initial_steps=2, final_steps=4)
+    model = inject(make("bert"), config)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    said = rf"lowers its ranks until step 20 of total_steps=24, but this run has {steps} steps .*total_steps={steps}, "
+    with pytest.raises(TrainingError, match=said):
+        fit(model, loader, loader, TrainingConfig(device="cpu", **settings))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("total", [6, 8])
+def test_a_run_that_reaches_the_last_cut_is_taken(total: int) -> None:
+    """The number that the message asks for, and a run that is cut short within the last steps, where the ranks stay."""
+    loader, config = twelve_batches(), replace(CONFIG, total_steps=total, initial_steps=1, final_steps=2)
+    model = inject(make("bert"), config)
+    history = fit(model, loader, loader, TrainingConfig(device="cpu", epochs=2, accumulate=5, learning_rate=1e-2))
+    assert len(history.steps) == 6
+    assert sum(allocated_ranks(model).values()) == config.target_rank * len(layers(model))
+
+
+def test_patience_waits_for_the_last_cut() -> None:
+    """With a rate that helps nobody it would stop after the second epoch, before the ranks are where they should be."""
+    loader, config = twelve_batches(), replace(CONFIG, total_steps=60, initial_steps=2, final_steps=26)
+    model = inject(make("bert"), config)
+    settings = TrainingConfig(device="cpu", epochs=5, learning_rate=1e-9, patience=1, minimum_change=1.0)
+    history = fit(model, loader, loader, settings)
+    assert history.stopped_early and len(history.steps) == 48 > config.last_allocation
+    assert sum(allocated_ranks(model).values()) == config.target_rank * len(layers(model))
+
+
+def test_ranks_that_were_allocated_before_fit_any_run() -> None:
+    config = replace(CONFIG, total_steps=1000)
+    config.check_steps(1000)
+    replace(config, ranks={}).check_steps(1)
+    LoRAConfig().check_steps(1)
+    with pytest.raises(MethodError, match="this run has 1 steps"):
+        config.check_steps(1)
+
+
 # --- merging --------------------------------------------------------------------------------------------------------
 
 
@@ -458,7 +515,7 @@ def bert_base_in_peft() -> PeftModel:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"total_steps": 0}, r"give total_steps, the number of its steps, which is epochs · len\(loader\)"),
+        ({"total_steps": 0}, r"steps of the optimiser, which are epochs · ⌈len\(loader\) / accumulate⌉"),
         ({"total_steps": 2.5}, "total_steps must be a whole number of at least 0, got 2.5"),
         ({"init_rank": 0}, "init_rank must be a whole number of at least 1, got 0"),
         ({"target_rank": 0}, "target_rank must be a whole number of at least 1, got 0"),

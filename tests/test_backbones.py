@@ -254,6 +254,80 @@ def test_the_ratings_are_no_backbone() -> None:
         load_classifier("ratings")
 
 
+# --- a model that was fine-tuned before ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tuned(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a folder with a head of its own, whose classes have the names that are given."""
+
+    def write(family: str, *names: str) -> Path:
+        folder = tmp_path_factory.mktemp("tuned")
+        model, tokenizer = load_classifier(folders[family], num_labels=len(names), seed=9)
+        model.config.id2label = dict(enumerate(names))
+        model.config.label2id = {name: number for number, name in enumerate(names)}
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_of_its_own_stays_with_its_own_names(family: str, tuned: Callable[..., Path]) -> None:
+    folder = tuned(family, "POSITIVE", "NEGATIVE")
+    first, second = (load_classifier(folder, seed=seed)[0] for seed in (0, 1))
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+    assert first.config.id2label == {0: "POSITIVE", 1: "NEGATIVE"}
+    assert first.config.label2id == {"POSITIVE": 0, "NEGATIVE": 1}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_fresh_head_is_named_by_the_course(family: str, tuned: Callable[..., Path], tmp_path: Path) -> None:
+    """Fresh because all is drawn anew, or because the body was saved alone, as the message below advises."""
+    folder = tuned(family, "POSITIVE", "NEGATIVE")
+    scratch, _ = load_classifier(folder, pretrained=False)
+    model, tokenizer = load_classifier(folder)
+    body: Any = model.base_model
+    body.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    (first, _), (second, _) = (load_classifier(tmp_path, seed=seed) for seed in (0, 1))
+    for fresh in (scratch, first):
+        assert fresh.config.id2label == {0: "negative", 1: "positive"}
+        assert fresh.config.label2id == {"negative": 0, "positive": 1}
+    changed = {name for name, value in first.state_dict().items() if not torch.equal(value, second.state_dict()[name])}
+    assert changed and all(name.startswith(("classifier", "score", "bert.pooler")) for name in changed)
+    assert load_classifier(tmp_path, num_labels=3)[0].config.num_labels == 3
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_head_for_another_number_of_classes(family: str, tuned: Callable[..., Path]) -> None:
+    folder = tuned(family, "bad", "fair", "good")
+    with pytest.raises(BackboneError, match="has a head for 3 classes, and 2 were asked for: give num_labels=3"):
+        load_classifier(folder)
+    assert load_classifier(folder, num_labels=3)[0].config.id2label == {0: "bad", 1: "fair", 2: "good"}
+    assert load_classifier(folder, num_labels=5, pretrained=False)[0].config.num_labels == 5
+
+
+def test_a_weight_of_another_shape_is_named(folders: dict[str, Path], tmp_path: Path) -> None:
+    for family, loads in (("bert", load_classifier), ("gpt2", load_causal_lm)):
+        folder = tmp_path / family
+        shutil.copytree(folders[family], folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 7}))
+        with pytest.raises(BackboneError, match=r"has the shape \(\d+, 32\) in the file, but .* asks for \(7, 32\)"):
+            loads(folder)
+
+
+def test_a_language_model_without_its_output_layer(folders: dict[str, Path], tmp_path: Path) -> None:
+    """Its answers would be drawn at random, without a word."""
+    shutil.copytree(folders["gpt2"], tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    with pytest.raises(BackboneError, match=r"holds no weights for lm_head\.weight"):
+        load_causal_lm(tmp_path / "model")
+
+
 # --- language models ------------------------------------------------------------------------------------------------
 
 

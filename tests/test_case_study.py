@@ -258,6 +258,14 @@ def test_serving_cleans_as_training_did(made: Made) -> None:
     for domain in ("tweets", "news"):
         for text in load_ratings(domain)["text"]:
             assert served.clean(text) == clean_text(text)
+    for text in (
+        "@小明今天真开心",
+        "我爱@user1你们",
+        "看http://t.cn/RuPx4太好笑了",
+        "看HTTPS://a.b/c。真的",
+        "@İ @ſ @K",
+    ):
+        assert served.clean(text) == clean_text(text)
 
 
 def test_an_answer_says_when_to_ask_a_person(made: Made) -> None:

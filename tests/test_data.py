@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 import warnings
 
 import pandas as pd
@@ -81,11 +83,29 @@ def test_unknown_domain() -> None:
         ("write to me@work.org please", "write to me@work.org please"),
         ("  two\t lines\n here ", "two lines here"),
         ("I would awww. at that", "I would awww. at that"),
+        ("@小明今天真开心", "@小明今天真开心"),
+        ("我爱@user1你们", "我爱@user你们"),
+        ("看http://t.cn/RuPx4太好笑了", "看http太好笑了"),
+        ("看HTTPS://a.b/c。真的", "看http。真的"),
+        ("네이버www.naver.com에서", "네이버http에서"),
         ("", ""),
     ],
 )
 def test_clean_text(published: str, cleaned: str) -> None:
     assert clean_text(published) == cleaned
+
+
+def _before(text: str) -> str:
+    """The cleaning with which the course's numbers were measured: names and addresses in any script."""
+    text = html.unescape(html.unescape(text))
+    text = re.sub(r"(?:https?://|www\.)\S+", "http", text, flags=re.IGNORECASE)
+    return " ".join(re.sub(r"(?<!\w)@\w+", "@user", text).split())
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_the_course_s_own_texts_did_not_change_with_the_patterns(domain: str) -> None:
+    texts = load_ratings(domain)["text"]
+    assert [clean_text(text) for text in texts] == [_before(text) for text in texts]
 
 
 def test_clean_text_twice_changes_nothing_more(tweets: pd.DataFrame) -> None:
@@ -296,3 +316,19 @@ def test_loader_keeps_text_and_label_together(splits: DatasetDict, tokenizer: Pr
         text = tokenizer.decode(batch["input_ids"][0])
         got.append((text, batch["labels"].item(), pytest.approx(soft_batch["labels"].item(), abs=1e-6)))
     assert sorted(got, key=lambda row: row[:2]) == expected
+
+
+def test_a_split_without_labels(splits: DatasetDict, tokenizer: PreTrainedTokenizerBase) -> None:
+    part = splits["test"].select(range(6))
+    texts = part.select_columns(["text"])
+    with pytest.raises(
+        DataError, match=r"there is no column 'label' among text: .*label=None for texts without labels"
+    ):
+        make_loader(texts, tokenizer)
+    with pytest.raises(DataError, match="there is no column 'text' among label"):
+        make_loader(part.select_columns(["label"]), tokenizer)
+    batch, labelled = (
+        next(iter(loader)) for loader in (make_loader(texts, tokenizer, label=None), make_loader(part, tokenizer))
+    )
+    assert set(batch) == {"input_ids", "attention_mask"} == set(labelled) - {"labels"}
+    assert (batch["input_ids"] == labelled["input_ids"]).all()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +102,48 @@ def test_very_sure_answers_stay_finite() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(2e4)
     assert student.grad is not None and torch.isfinite(student.grad).all()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+@pytest.mark.parametrize("both", [False, True], ids=["the teacher", "both"])
+def test_a_class_that_is_ruled_out_costs_nothing(both: bool, temperature: float) -> None:
+    """p log p is 0 where p is 0. With the student sharing the -inf, the loss is that of the other classes alone."""
+    student, teacher = logits()
+    teacher[1, 2] = -math.inf
+    mine = student.detach().clone()
+    if both:
+        mine[1, 2] = -math.inf
+    mine.requires_grad_(True)
+    loss = soft_label_loss(mine, teacher, temperature)
+    loss.backward()
+    expected = torch.zeros((), dtype=torch.float64)
+    for row in range(5):
+        kept = [0, 1] if row == 1 else [0, 1, 2]
+        p = torch.softmax(teacher[row, kept] / temperature, -1)
+        q = torch.softmax(mine.detach()[row] / temperature, -1)[kept]
+        expected += temperature**2 * (p * (p / q).log()).sum() / 5
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+    assert mine.grad is not None and torch.isfinite(mine.grad).all()
+    gradient = temperature * (torch.softmax(mine.detach() / temperature, -1) - torch.softmax(teacher / temperature, -1))
+    assert torch.allclose(mine.grad, gradient / 5, rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_what_padding_holds_need_not_be_a_number(value: float) -> None:
+    """Nor may it reach the gradient: 0 times infinity is NaN."""
+    for loss, make in ((hidden_state_loss, states), (attention_loss, attentions)):
+        found: list[tuple[float, list[Any]]] = []
+        for spoilt in (False, True):
+            student, teacher = ([tensor.clone() for tensor in make(seed=seed)] for seed in (0, 1))
+            for tensor in (*student, *teacher) if spoilt else ():
+                rows = tensor if loss is hidden_state_loss else tensor.transpose(1, 2)
+                rows[MASK == 0] = value
+            leaves = [tensor.requires_grad_(True) for tensor in student]
+            result = loss(leaves, teacher, MASK)
+            result.backward()
+            found.append((result.item(), [leaf.grad for leaf in leaves]))
+        assert found[0][0] == found[1][0]
+        assert all(torch.equal(one, other) for one, other in zip(found[0][1], found[1][1], strict=True))
 
 
 @pytest.mark.parametrize(

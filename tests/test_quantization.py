@@ -7,10 +7,10 @@ import math
 import bitsandbytes.functional as bnb
 import pytest
 import torch
-from models import relative
+from models import make, relative
 from torch.distributions import Normal
 
-from course_utils.methods import MethodError
+from course_utils.methods import MethodError, QLoRAConfig, inject, quantize
 from course_utils.methods.double_quantization import (
     DYNAMIC_LEVELS,
     bits_per_parameter,
@@ -240,3 +240,31 @@ def test_what_makes_no_sense_is_refused() -> None:
         quantize_nf4(weights(4, 4), block_size=0)
     with pytest.raises(MethodError, match=r"only floating point numbers can be quantised, got torch.uint8"):
         quantize_nf4(torch.zeros(4, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("position", [0, 70, -1])  # the last block is not full
+def test_a_weight_that_is_not_finite_is_refused(value: float, position: int) -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        weight = weights(7, 13).to(dtype)
+        weight.flatten()[position] = value
+        for quantise in (quantize_nf4, quantize_int8_absmax, double_quantize_absmax):
+            with pytest.raises(MethodError, match="a weight is infinite or NaN, and cannot be quantised"):
+                quantise(weight.flatten() if quantise is double_quantize_absmax else weight)
+
+
+@pytest.mark.parametrize("double", [True, False])
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_the_layer_that_is_not_finite_is_named_and_the_model_unchanged(value: float, double: bool) -> None:
+    model = make("bert")
+    name = "bert.encoder.layer.1.output.dense"
+    with torch.no_grad():
+        model.get_submodule(name).weight[3, 5] = value
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    with pytest.raises(MethodError, match=f"the weight of {name} holds infinities or NaN"):
+        quantize(model, double=double)
+    with pytest.raises(MethodError, match=f"the weight of {name} holds infinities or NaN"):
+        inject(model, QLoRAConfig(double=double))
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor.nan_to_num(), after[key].nan_to_num()) for key, tensor in before.items())

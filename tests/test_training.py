@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pair import IN_PAIRS, together
@@ -24,6 +25,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from course_utils.data import DataError
 from course_utils.data.batching import LengthBucketedSampler, make_loader
 from course_utils.data.splits import load_sentiment
 from course_utils.evaluation.prediction import evaluate, predict
@@ -409,14 +411,72 @@ def test_nothing_to_train() -> None:
         fit(model, loader, loader)
 
 
-@pytest.mark.parametrize("label", [2, -1, 0.5, None])
+@pytest.mark.parametrize("label", [2, -1, 0.5, None, 1.0, True, "positive", -100])
 @pytest.mark.parametrize("where", ["train", "validation"])
 def test_label_out_of_range(label: object, where: str) -> None:
     good, bad = tiny_rows(8), tiny_rows(8)
     bad[3]["labels"] = label
     train, validation = (bad, good) if where == "train" else (good, bad)
-    with pytest.raises(TrainingError, match=f"text 3 has the label {label}, but the model has 2 classes.*0 to 1"):
+    with pytest.raises(TrainingError, match=f"text 3 has the label {label!r}, but the model has 2 classes.*0 to 1"):
         fit(tiny_model(), tiny_loader(train), tiny_loader(validation))
+
+
+@pytest.mark.parametrize("label", [2, -2, 0.5, None, 1.0, True, "positive"])
+def test_predict_and_evaluate_say_the_same_of_a_wrong_label(label: object) -> None:
+    rows = tiny_rows(8)
+    rows[3]["labels"] = label
+    model = tiny_model()
+    for judge in (predict, evaluate):
+        with pytest.raises(DataError, match=f"text 3 has the label {label!r}, but the model has 2 classes.*0 to 1"):
+            judge(model, tiny_loader(rows, shuffle=False))
+    assert model.training
+
+
+@pytest.mark.parametrize("mark", [None, -1, -100])
+def test_predict_needs_no_labels_and_evaluate_does(mark: int | None) -> None:
+    """Neither a column of labels, nor more than one text of a batch that has a label."""
+    model, rows = tiny_model(), tiny_rows(20)
+    _, expected = predict(model, tiny_loader(rows, shuffle=False))
+    for number in range(20) if mark is None else (0, 9, 10):
+        rows[number].pop("labels")
+        if mark is not None:
+            rows[number]["labels"] = mark
+    truth, logits = predict(model, tiny_loader(rows, shuffle=False))
+    assert truth.tolist() == [row.get("labels", -1) for row in rows]
+    assert (logits == expected).all()
+    said = "text 0 has no label, but" if mark is None else f"text 0 has the label {mark}, but"
+    with pytest.raises(DataError, match=said):
+        evaluate(model, tiny_loader(rows, shuffle=False))
+    with pytest.raises(TrainingError, match=said):
+        fit(model, tiny_loader(rows), tiny_loader(tiny_rows()))
+
+
+def test_labels_under_the_names_of_transformers_and_as_tensors() -> None:
+    """Its collators call `label` and `label_ids` `labels`; a dataset may hold tensors already."""
+    plain = tiny_rows(16)
+    for name, kind in (("label", int), ("label_ids", int), ("labels", torch.tensor), ("labels", np.int64)):
+        rows = [{"input_ids": row["input_ids"], name: kind(row["labels"])} for row in plain]
+
+        def renamed(rows: list[dict[str, Any]], name: str = name) -> dict[str, torch.Tensor]:
+            return collate([{"input_ids": row["input_ids"], "labels": int(row[name])} for row in rows])
+
+        loader: DataLoader = DataLoader(rows, 8, collate_fn=renamed)  # type: ignore[arg-type]
+        assert evaluate(tiny_model(), loader).n == 16
+        rows[2][name] = kind(7)
+        with pytest.raises(DataError, match="text 2 has the label 7, but"):
+            evaluate(tiny_model(), loader)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_fp16_weights_are_named_first(frozen: bool) -> None:
+    """At any rate, so that to lower it is no advice."""
+    model = inject(tiny_model(dropout=0).half(), LoRAConfig(rank=2) if frozen else FullConfig())
+    with torch.no_grad():
+        model.get_parameter("bert.embeddings.LayerNorm.weight").fill_(60_000.0)  # what overflows
+    loader, rate = tiny_loader(tiny_rows()), 1e-7
+    said = r"best weights\. \d+ of its parameters, such as bert\.\S+, are fp16, .*load the model in float32"
+    with pytest.raises(TrainingError, match=said):
+        fit(model, loader, loader, TrainingConfig(learning_rate=rate, device="cpu"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has what must be absent")

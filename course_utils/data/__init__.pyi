@@ -25,6 +25,7 @@ from .instructions import (
     read_sentiment as read_sentiment,
     score_answers as score_answers,
 )
+from .labels import refuse_wrong_labels as refuse_wrong_labels
 from .ratings import DOMAINS as DOMAINS, load_ratings as load_ratings
 from .splits import (
     load_sentiment as load_sentiment,

@@ -126,30 +126,39 @@ def make_loader(
     shuffle: bool = False,
     seed: int = 0,
     max_length: int | None = None,
-    label: str = "label",
+    label: str | None = "label",
 ) -> DataLoader:
     """Encode a split and serve it in length-bucketed, padded batches.
 
     Args:
-        dataset: a split with the column `text` and the column named by `label`.
+        dataset: a split with the column `text`, and the column named by `label` unless that is None.
         tokenizer: the backbone's; it also pads.
         batch_size: texts a batch.
         shuffle: another order each epoch (training) or sorted by length (evaluation).
         seed: of the orders.
         max_length: see `encode`.
-        label: the column to learn.
+        label: the column to learn; None for texts without labels, which `predict` takes.
 
     Returns:
         A loader of dictionaries of tensors: `input_ids` and `attention_mask` (batch, longest text of the batch) and
         `labels` (batch,).
+
+    Raises:
+        DataError: a column is missing, or a text is empty.
     """
-    rows = encode(list(dataset["text"]), list(dataset[label]), tokenizer, max_length)
+    if missing := [name for name in ("text", label) if name not in (*dataset.column_names, None)]:
+        raise DataError(
+            f"there is no column {missing[0]!r} among {', '.join(dataset.column_names)}: rename yours with "
+            "dataset.rename_column, name the labels with label='...', or give label=None for texts without labels"
+        )
+    labels = None if label is None else list(dataset[label])
+    rows = encode(list(dataset["text"]), labels, tokenizer, max_length)
     sampler = LengthBucketedSampler([len(row["input_ids"]) for row in rows], batch_size, shuffle, seed)
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        labels = torch.tensor([row["labels"] for row in batch])
         inputs = [{key: row[key] for key in ("input_ids", "attention_mask")} for row in batch]
-        return {**tokenizer.pad(inputs, return_tensors="pt"), "labels": labels}
+        padded = dict(tokenizer.pad(inputs, return_tensors="pt"))
+        return padded if label is None else padded | {"labels": torch.tensor([row["labels"] for row in batch])}
 
     return DataLoader(rows, batch_sampler=sampler, collate_fn=collate)  # type: ignore[arg-type]
 

@@ -10,10 +10,12 @@ import pandas as pd
 
 from course_utils.data.errors import DataError
 
-#: What stands for an address and for a name of a user: pattern and word, in this order.
+#: What stands for an address and for a name of a user: pattern and word, in this order. Both are written in ASCII, and
+#: end where another script begins: Chinese puts no space behind them. The classes are spelt out, because an exported
+#: model carries these patterns as text, without flags.
 REPLACEMENTS = (
-    (re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE), "http"),
-    (re.compile(r"(?<!\w)@\w+"), "@user"),
+    (re.compile(r"(?:https?://|www\.)[!-~]+", re.IGNORECASE), "http"),
+    (re.compile(r"(?<![0-9A-Za-z_])@[0-9A-Za-z_]+", re.IGNORECASE), "@user"),
 )
 
 

@@ -53,7 +53,11 @@ def soft_label_loss(student: torch.Tensor, teacher: torch.Tensor, temperature: f
         raise DistillationError(f"expected a temperature above 0, got {temperature}; 1 to 5 are usual")
     log_p = torch.log_softmax(teacher.detach() / temperature, dim=-1)
     log_q = torch.log_softmax(student / temperature, dim=-1)
-    return temperature**2 * (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean()
+    p = log_p.exp()
+    distances = torch.where(
+        p > 0, p * (log_p - log_q), 0.0
+    )  # p log p is 0 where p is 0: a teacher may rule a class out
+    return temperature**2 * distances.sum(dim=-1).mean()
 
 
 def hard_label_loss(student: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -96,7 +100,8 @@ def hidden_state_loss(
                 f"hidden states of {tuple(mine.shape)} cannot be compared with {tuple(goal.shape)}; for another width "
                 "give a projection, such as nn.Linear(student's width, teacher's width)"
             )
-        losses.append((mine - goal.detach()).square().mean(dim=-1)[mask.bool()].mean())
+        real = mask.bool()  # chosen before anything is computed: what padding holds need not even be a number
+        losses.append((mine[real] - goal.detach()[real]).square().mean(dim=-1).mean())
     return torch.stack(losses).mean()
 
 
@@ -123,10 +128,9 @@ def attention_loss(
                 f"attention of {tuple(mine.shape)} cannot be compared with {tuple(goal.shape)}; student and teacher "
                 "need the same number of heads"
             )
-        goal = goal.detach()
-        log_q = mine.clamp_min(torch.finfo(mine.dtype).tiny).log()
-        distance = (torch.xlogy(goal, goal) - goal * log_q).sum(dim=-1)  # (texts, heads, tokens)
-        losses.append(distance.transpose(1, 2)[mask.bool()].mean())
+        p, q = (each.transpose(1, 2)[mask.bool()] for each in (goal.detach(), mine))  # (real tokens, heads, tokens)
+        log_q = q.clamp_min(torch.finfo(q.dtype).tiny).log()
+        losses.append((torch.xlogy(p, p) - p * log_q).sum(dim=-1).mean())
     return torch.stack(losses).mean()
 
 

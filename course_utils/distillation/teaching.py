@@ -16,6 +16,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from course_utils.data.batching import make_loader
 from course_utils.distillation.losses import (
+    NO_LABEL,
     DistillationError,
     attention_loss,
     hard_label_loss,
@@ -112,7 +113,7 @@ class Distilled(nn.Module):
         self,
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor,
-        labels: torch.Tensor,
+        labels: torch.Tensor | None = None,
         teacher_logits: torch.Tensor | None = None,
     ) -> SequenceClassifierOutput:
         """The student's logits (texts, classes) and, in training mode, the loss."""
@@ -133,6 +134,8 @@ class Distilled(nn.Module):
             with torch.no_grad():
                 theirs = self.teacher(input_ids, attention_mask, **inside)
         a = self.settings.hard
+        if labels is None:
+            labels = torch.full((len(input_ids),), NO_LABEL, device=input_ids.device)
         loss = a * hard_label_loss(mine.logits, labels)
         if a < 1:
             answers = theirs.logits if teacher_logits is None else teacher_logits

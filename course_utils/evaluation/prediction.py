@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from course_utils.data.batching import make_loader
+from course_utils.data.labels import UNLABELLED, refuse_wrong_labels
 from course_utils.evaluation.metrics import Scores, score
 
 if TYPE_CHECKING:
@@ -23,8 +24,13 @@ if TYPE_CHECKING:
 def predict(model: nn.Module, loader: DataLoader) -> tuple[np.ndarray, np.ndarray]:
     """Labels (n,) and logits (n, classes) for every text of a loader, in the loader's order.
 
-    The model's mode is restored afterwards.
+    The model's mode is restored afterwards. Texts need no labels, see `make_loader(..., label=None)`; the label of a
+    text without one is -1 (or -100, where the loader says so).
+
+    Raises:
+        DataError: a label is no class of the model.
     """
+    refuse_wrong_labels(model, loader, unlabelled=True)
     labels, logits = gather_predictions(model, loader)
     return labels.numpy(), logits.numpy()
 
@@ -39,7 +45,12 @@ def predict_in_order(model: nn.Module, loader: DataLoader) -> np.ndarray:
 
 
 def evaluate(model: nn.Module, loader: DataLoader) -> Scores:
-    """The model's scores on a loader."""
+    """The model's scores on a loader.
+
+    Raises:
+        DataError: a label is missing, or no class of the model.
+    """
+    refuse_wrong_labels(model, loader)
     return score(*predict(model, loader))
 
 
@@ -50,7 +61,8 @@ def gather_predictions(
     """Labels (n,) and logits (n, classes) as tensors on the processor; the mode is restored afterwards.
 
     Args:
-        model: takes a batch as keywords and returns `.logits`.
+        model: takes a batch as keywords and returns `.logits`. Labels are handed to it only where each text of the
+            batch has one: with -1 among them the loss, which nobody wants here, would be an error.
         loader: what to predict.
         accelerator: of a run that goes on in several processes or in half precision. Each process then holds the
             predictions of all, and each text counts once.
@@ -60,12 +72,15 @@ def gather_predictions(
     with _evaluating(model):
         for batch in loader:
             batch = {key: value.to(device) for key, value in batch.items()}
-            if accelerator is None:
-                output, truth = model(**batch).logits, batch["labels"]
-            else:
-                with accelerator.autocast():
-                    output = model(**batch).logits
-                output, truth = accelerator.gather_for_metrics((output, batch["labels"]))
+            truth = batch.get("labels")
+            if truth is not None and bool((truth < 0).any()):
+                del batch["labels"]
+            with nullcontext() if accelerator is None else accelerator.autocast():
+                output = model(**batch).logits
+            if truth is None:
+                truth = torch.full((len(output),), UNLABELLED[0], device=device)
+            if accelerator is not None:
+                output, truth = accelerator.gather_for_metrics((output, truth))
             labels.append(truth.cpu())
             logits.append(output.float().cpu())
     return torch.cat(labels), torch.cat(logits)

@@ -43,8 +43,9 @@ class AdaLoRAConfig(TargetsConfig):
     Args:
         init_rank: triplets of each matrix at the start.
         target_rank: triplets of a matrix at the end, on average; below `init_rank`.
-        total_steps: of the whole training, ``epochs · len(loader)``. Must be given: the budget is planned over it. A
-            model from before step ``total_steps - final_steps`` still has more than the target budget.
+        total_steps: steps of the optimiser in the whole training, ``epochs · ⌈len(loader) / accumulate⌉``, or
+            `max_steps` where that is less. Must be given: the budget is planned over it. A model from before step
+            ``total_steps - final_steps`` still has more than the target budget, so `fit` refuses a run that ends there.
         initial_steps: at the start, with the whole budget.
         final_steps: at the end, with the target budget.
         interval: steps from one ranking to the next.
@@ -79,8 +80,8 @@ class AdaLoRAConfig(TargetsConfig):
             check_whole_number(getattr(self, name), name, least=0)
         if self.total_steps == 0:
             raise MethodError(
-                "AdaLoRA plans its budget over the whole training: give total_steps, the number of its steps, which is "
-                "epochs · len(loader)"
+                "AdaLoRA plans its budget over the whole training: give total_steps, the steps of the optimiser, which "
+                "are epochs · ⌈len(loader) / accumulate⌉"
             )
         if self.target_rank >= self.init_rank:
             raise MethodError(
@@ -106,6 +107,15 @@ class AdaLoRAConfig(TargetsConfig):
     def last_allocation(self) -> int:
         """The step after which the ranks stay."""
         return self.total_steps - self.final_steps
+
+    def check_steps(self, total: int) -> None:
+        """Refuse a run that ends before the last allocation: its model would hold more than the budget."""
+        if not self.finished(total):
+            raise MethodError(
+                f"AdaLoRA lowers its ranks until step {self.last_allocation} of total_steps={self.total_steps}, but "
+                f"this run has {total} steps of the optimiser: epochs · ⌈len(loader) / accumulate⌉, or max_steps where "
+                f"that is less. Inject AdaLoRAConfig(total_steps={total}, ...)"
+            )
 
     def wrap(self, layers: Mapping[str, Matrix]) -> dict[str, AdaLoRALinear]:
         """Wrap each target in an `AdaLoRALinear`."""

@@ -39,7 +39,10 @@ class MethodConfig(ABC):
     def apply(self, model: nn.Module) -> None:
         """Change `model` in place, or raise and change nothing. All its parameters are frozen when this is called."""
 
-    # Four things that a method may ask of the training loop; most ask nothing.
+    # Five things that a method may ask of the training loop; most ask nothing.
+
+    def check_steps(self, total: int) -> None:  # noqa: B027 (most methods plan nothing)
+        """Raise `MethodError` where a run of `total` steps of the optimiser ends before what the method plans."""
 
     def rate_factor(self, parameter: str) -> float:
         """By what the learning rate of the parameter with this dotted name is multiplied."""

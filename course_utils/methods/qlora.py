@@ -84,8 +84,8 @@ def quantize(
         The same model.
 
     Raises:
-        MethodError: a method is in the model, a setting makes no sense, or no linear layer is left. The model is then
-            unchanged.
+        MethodError: a method is in the model, a setting makes no sense, a weight is infinite or NaN, or no linear layer
+            is left. The model is then unchanged.
     """
     _check(block_size, compute_dtype)
     if any(isinstance(module, AdaptedLayer) for module in model.modules()):
@@ -94,6 +94,9 @@ def quantize(
     layers = {name: layer for name, layer in layers.items() if not isinstance(layer, NF4Linear)}
     if not layers:
         raise MethodError("there is no linear layer left to quantise: the model has none, or was quantised already")
+    for name, layer in layers.items():
+        if not layer.weight.is_meta and not bool(layer.weight.isfinite().all()):
+            raise MethodError(f"the weight of {name} holds infinities or NaN: mend it before it is quantised")
     for name, layer in layers.items():
         new = NF4Linear(layer, double=double, block_size=block_size, compute_dtype=compute_dtype)
         replace_module(model, name, new)

@@ -40,8 +40,12 @@ def quantize_int8_absmax(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
 
     Returns:
         The codes, int8 (rows, columns), and the absmax of each row, float32 (rows,).
+
+    Raises:
+        MethodError: a weight is infinite or NaN.
     """
     absmax = weight.float().abs().amax(dim=1)
+    _refuse_not_finite(absmax)
     codes = torch.round(weight * (127 / _not_zero(absmax)).unsqueeze(1))
     return codes.to(torch.int8), absmax
 
@@ -94,7 +98,7 @@ def quantize_nf4(weight: torch.Tensor, block_size: int = BLOCK) -> tuple[torch.T
         of each block: float32 (⌈numbers / block_size⌉,).
 
     Raises:
-        MethodError: `block_size` is no whole number of at least 1.
+        MethodError: `block_size` is no whole number of at least 1, or a weight is infinite or NaN.
     """
     codes, absmax = quantize_blocks(weight, NF4_LEVELS, block_size)
     codes = pad(codes, (0, codes.numel() % 2), value=7)  # the last number's missing partner: a 0, whose code is 7
@@ -120,6 +124,7 @@ def quantize_blocks(values: torch.Tensor, levels: torch.Tensor, block_size: int)
     flat = values.detach().float().flatten()
     blocks = _in_blocks(flat, block_size)
     absmax = blocks.abs().amax(dim=1)
+    _refuse_not_finite(absmax)
     scaled = (blocks * (1 / _not_zero(absmax)).unsqueeze(1)).clamp(-1, 1)  # clamp: the product may round above 1
     middles = (levels[1:] + levels[:-1]) / 2  # between two levels: below it the lower one is nearer
     codes = torch.bucketize(scaled, middles.to(scaled.device))
@@ -147,6 +152,15 @@ def _in_blocks(values: torch.Tensor, block_size: int) -> torch.Tensor:
     """(numbers,) → (blocks, block_size); the last block is filled up with zeros."""
     missing = -values.numel() % block_size
     return (pad(values, (0, missing)) if missing else values).view(-1, block_size)  # `pad` copies even for nothing
+
+
+def _refuse_not_finite(absmax: torch.Tensor) -> None:
+    """An infinite weight would spoil its block, and with double quantisation all of them. `amax` hands NaN on."""
+    if not absmax.is_meta and not bool(absmax.isfinite().all()):
+        raise MethodError(
+            "a weight is infinite or NaN, and cannot be quantised: it would spoil its neighbours as well. Load the "
+            "model in float32 (fp16 overflows above 65504), or look at the training that it comes from"
+        )
 
 
 def _not_zero(absmax: torch.Tensor) -> torch.Tensor:

@@ -47,21 +47,26 @@ def load_classifier(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A backbone with a fresh classification head, and its tokenizer.
+    """A backbone with a classification head, and its tokenizer.
+
+    The head is a fresh one, drawn by `seed`, and its two classes are "negative" and "positive". But a model that comes
+    with a head of its own (one that was fine-tuned, and saved with `save_pretrained`) keeps it, together with the names
+    that it was trained with: look at `model.config.id2label` before you compare its answers with your labels. For a
+    fresh head on such a model, save its body alone: `model.base_model.save_pretrained(folder)`.
 
     Args:
         name: "minilm" (the course's default: BERT architecture, 6 layers, 22.7 million weights, no hub needed), any
             Hub id such as "bert-base-uncased" or "FacebookAI/roberta-base", or a local folder with a model.
-        num_labels: classes.
+        num_labels: classes; those of the saved head, where there is one.
         pretrained: False keeps the architecture and draws all weights at random (training from scratch).
-        seed: of the head, and of the whole model when not pretrained. Your own random state is left as it was.
+        seed: of a fresh head, and of the whole model when not pretrained. Your own random state is left as it was.
         dtype: of the weights.
 
     Returns:
         The model in training mode with every weight trainable, and the tokenizer.
 
     Raises:
-        BackboneError: nothing of that name exists or can be reached.
+        BackboneError: nothing of that name exists or can be reached, or its head is for another number of classes.
         AssetError: the default backbone could not be fetched.
     """
     if num_labels < 2:
@@ -74,17 +79,27 @@ def load_classifier(
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=offline)
             config = AutoConfig.from_pretrained(source, local_files_only=offline)
-            config.num_labels = num_labels
-            if num_labels == len(LABELS):
-                config.id2label = dict(enumerate(LABELS))
-                config.label2id = {label: index for index, label in enumerate(LABELS)}
+            saved = config.num_labels
+            if num_labels != saved:  # which names the classes anew; equal, it leaves a saved head its own names
+                config.num_labels = num_labels
             _limit_length(tokenizer, config)
             if pretrained:
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    source, config=config, dtype=dtype, local_files_only=offline
+                model, drawn = _load(
+                    AutoModelForSequenceClassification, source, config=config, dtype=dtype, local_files_only=offline
                 )
             else:
-                model = AutoModelForSequenceClassification.from_config(config).to(dtype)
+                model, drawn = AutoModelForSequenceClassification.from_config(config).to(dtype), ["everything"]
+            if drawn and num_labels == len(LABELS):
+                model.config.id2label = dict(enumerate(LABELS))
+                model.config.label2id = {label: index for index, label in enumerate(LABELS)}
+        except _OtherShapeError as error:
+            if num_labels != saved:
+                raise BackboneError(
+                    f"{str(name)!r} has a head for {saved} classes, and {num_labels} were asked for: give "
+                    f"num_labels={saved} to use that head. For a fresh one save the body alone, with "
+                    "model.base_model.save_pretrained(folder), and load that folder"
+                ) from error
+            raise BackboneError(_explain(name, error)) from error
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise BackboneError(_explain(name, error)) from error
     if tokenizer.pad_token is None:  # GPT-2 and Llama come without one
@@ -121,7 +136,9 @@ def load_causal_lm(
             config = AutoConfig.from_pretrained(source, local_files_only=offline)
             if config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
                 raise ValueError(f"a {config.model_type} model reads in both directions and cannot write on")
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, local_files_only=offline)
+            model, drawn = _load(AutoModelForCausalLM, source, dtype=dtype, local_files_only=offline)
+            if drawn:
+                raise ValueError(f"it holds no weights for {', '.join(drawn)}, so it could only write at random")
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
             raise BackboneError(_explain(name, error, DEFAULT_LANGUAGE_MODEL, "gpt2")) from error
     if tokenizer.pad_token is None:
@@ -129,6 +146,22 @@ def load_causal_lm(
     tokenizer.padding_side = "left"
     _limit_length(tokenizer, model.config)
     return model.train(), tokenizer
+
+
+class _OtherShapeError(RuntimeError):
+    """A weight in the file has another shape than in the model; transformers' own error says only to look above."""
+
+
+def _load(model_class: Any, source: str, **settings: Any) -> tuple[Any, list[str]]:
+    """A pretrained model, and the names of the weights that its files do not hold and that were drawn at random."""
+    model, said = model_class.from_pretrained(
+        source, ignore_mismatched_sizes=True, output_loading_info=True, **settings
+    )
+    for weight, there, here in said["mismatched_keys"]:
+        raise _OtherShapeError(
+            f"{weight} has the shape {tuple(there)} in the file, but config.json asks for {tuple(here)}"
+        )
+    return model, sorted(said["missing_keys"])
 
 
 def _unpack_gguf(folder: Path) -> Path:

@@ -9,6 +9,7 @@ import json
 import logging
 import warnings
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -16,7 +17,6 @@ from transformers import PreTrainedTokenizerBase
 
 from course_utils.data import cleaning
 from course_utils.errors import CourseError
-from course_utils.models import backbones
 from course_utils.serving.runtime import MODELS, SETTINGS
 
 _INPUTS = ("input_ids", "attention_mask")
@@ -66,7 +66,7 @@ def export(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str | P
     _write_graph(model.eval(), tuple(example[name] for name in _INPUTS), target / MODELS["float32"])
     tokenizer.backend_tokenizer.save(str(target / "tokenizer.json"))
     settings = {
-        "labels": list(backbones.LABELS),
+        "labels": [name for _, name in sorted(cast(Any, model).config.id2label.items())],  # in the order of the logits
         "max_length": int(tokenizer.model_max_length),
         "pad_id": tokenizer.pad_token_id,
         "pad_token": tokenizer.pad_token,

@@ -4,7 +4,12 @@ from .chats import (
     train_on_chats as train_on_chats,
     write_answers as write_answers,
 )
-from .checks import check_finite as check_finite, check_labels as check_labels, check_trainable as check_trainable
+from .checks import (
+    check_finite as check_finite,
+    check_labels as check_labels,
+    check_steps as check_steps,
+    check_trainable as check_trainable,
+)
 from .config import TrainingConfig as TrainingConfig, TrainingError as TrainingError
 from .distributed import (
     SharedBatches as SharedBatches,
@@ -68,6 +73,7 @@ from .precision import (
 )
 from .processes import launch as launch
 from .recipes import Recipe as Recipe, runs_folder as runs_folder, trained as trained
+from .resuming import Savepoint as Savepoint
 from .run import Watch as Watch, finish as finish, start as start
 from .schedule import learning_rates as learning_rates, make_schedule as make_schedule
 from .tiny import collate_tiny as collate_tiny, tiny_loader as tiny_loader, tiny_model as tiny_model

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -31,6 +32,7 @@ def fit(
     config: TrainingConfig | None = None,
     *,
     watch: Watch | None = None,
+    resume: str | Path | None = None,
 ) -> History:
     """Train what is trainable in `model`; at the end it holds the weights of its best epoch.
 
@@ -45,23 +47,28 @@ def fit(
         config: the hyper-parameters.
         watch: is called with each new row of the history, for TensorBoard or `print`. Rows of evaluations hold
             `accuracy`, rows of steps do not. With several processes, only the first one calls it.
+        resume: a folder for the state of the run, written after each evaluation and when the run ends early (with
+            several processes after evaluations alone, by the first one). Called again with the same model, method,
+            loaders and config, `fit` goes on from there, and gives number for number what it would have given without
+            the interruption; a run that was over is given back as it was. None writes nothing.
 
     Returns:
         The history, for plots and tables.
 
     Raises:
-        TrainingError: nothing is trainable, CUDA was asked for and is absent, a label is out of range, or the loss
-            became infinite or NaN. The model then holds the best weights so far.
+        TrainingError: nothing is trainable, CUDA was asked for and is absent, a label is out of range, the run is too
+            short for what the method plans, `resume` holds the state of another run, or the loss became infinite or
+            NaN. The model then holds the best weights so far.
         SharingError: with `split_batches`, a batch holds fewer texts than there are processes.
     """
     config = config or TrainingConfig()
-    run = start(model, train, validation, config, watch)
+    run = start(model, train, validation, config, watch, resume)
     try:
-        for epoch in range(1, config.epochs + 1):
+        while not run.over:
+            epoch = len(run.history.evaluations) + 1
             train_epoch(run, epoch)
             evaluate_epoch(run, epoch)
-            if run.over:
-                break
+            run.savepoint.write(run)
     finally:
         finish(run)
     return run.history
@@ -70,20 +77,20 @@ def fit(
 def train_epoch(run: Run, epoch: int) -> None:
     """See each training text once; an epoch that the planned steps cut short sees fewer."""
     run.wrapped.train()
-    for batches in in_groups(run.train, run.config.accumulate):
+    for batches in run.savepoint.groups(run, in_groups(run.train, run.config.accumulate), epoch):
         step, rate = len(run.history.steps) + 1, run.scheduler.get_last_lr()[0]
         run.optimizer.zero_grad()
         loss = backward(run, batches)
         norm = clip(run)
-        check_finite(loss, norm, step, run.config)
-        run.optimizer.step()
-        run.method.after_step(run.model, step)
-        run.scheduler.step()
-        row = {"step": step, "epoch": epoch, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
-        run.note(run.history.steps, row)
+        check_finite(loss, norm, step, run.config, run.model)
+        row: dict[str, Any] = {"step": step, "epoch": epoch, "loss": loss, "learning_rate": rate, "gradient_norm": norm}
+        with run.savepoint.in_one_piece():
+            run.optimizer.step()
+            run.method.after_step(run.model, step)
+            run.scheduler.step()
+            run.history.steps.append(row)
+        run.watch(dict(row))
         run.bar.update()
-        if step == run.total:
-            break
 
 
 def backward(run: Run, batches: list[dict[str, torch.Tensor]]) -> float:
@@ -115,15 +122,17 @@ def evaluate_epoch(run: Run, epoch: int) -> None:
     """Judge the model on the validation split, keep its weights if they are the best, and look at the patience."""
     history, config = run.history, run.config
     row = _evaluation(run, epoch)
-    check_finite(row["loss"], 0.0, len(history.steps), config)
-    run.note(history.evaluations, row)
+    check_finite(row["loss"], 0.0, len(history.steps), config, run.model)
+    with run.savepoint.in_one_piece():
+        history.evaluations.append(row)
+        if not run.method.finished(len(history.steps)):
+            run.best.keep_last()
+            history.best_epoch = epoch
+        elif run.best.take_if_better(row["loss"], config.minimum_change):
+            history.best_epoch = epoch
+        history.stopped_early = config.patience is not None and run.best.waited >= config.patience
+    run.watch(dict(row))
     run.bar.set_postfix(validation_loss=f"{row['loss']:.3f}", refresh=False)
-    if not run.method.finished(len(history.steps)):
-        run.best.keep_last()
-        history.best_epoch = epoch
-    elif run.best.take_if_better(row["loss"], config.minimum_change):
-        history.best_epoch = epoch
-    history.stopped_early = config.patience is not None and run.best.waited >= config.patience
 
 
 def _evaluation(run: Run, epoch: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,11 +22,12 @@ from course_utils.methods.base import MethodConfig
 from course_utils.methods.counting import trainable_parameters
 from course_utils.methods.selective import FullConfig
 from course_utils.training import precision
-from course_utils.training.checks import check_labels, check_trainable
+from course_utils.training.checks import check_labels, check_steps, check_trainable
 from course_utils.training.config import TrainingConfig, TrainingError
 from course_utils.training.distributed import batch_size, share
 from course_utils.training.groups import parameter_groups
 from course_utils.training.history import BestWeights, History
+from course_utils.training.resuming import Savepoint, describe_origin
 from course_utils.training.schedule import make_schedule
 
 Watch = Callable[[dict[str, Any]], None]
@@ -49,6 +51,7 @@ class Run:
         watch: is told each row of the history.
         home: where all of the model stood before; None for a model that is spread over several devices.
         history, best: what is known so far, and the best weights so far.
+        savepoint: where the run stands, for one that goes on later.
     """
 
     config: TrainingConfig
@@ -67,21 +70,24 @@ class Run:
     home: torch.device | None
     history: History
     best: BestWeights
+    savepoint: Savepoint
     started: float = field(default_factory=time.perf_counter)
-
-    def note(self, rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
-        """Add a row to the history, and tell whoever watches."""
-        rows.append(row)
-        self.watch(dict(row))
 
     @property
     def over(self) -> bool:
-        """Whether patience or the planned steps have run out."""
-        return self.history.stopped_early or len(self.history.steps) == self.total
+        """Whether patience or the planned steps have run out, and the last of them have been judged."""
+        evaluations = self.history.evaluations
+        planned = len(evaluations) == self.config.epochs or (evaluations and evaluations[-1]["step"] == self.total)
+        return self.history.stopped_early or bool(planned)
 
 
 def start(
-    model: nn.Module, train: DataLoader, validation: DataLoader, config: TrainingConfig, watch: Watch | None
+    model: nn.Module,
+    train: DataLoader,
+    validation: DataLoader,
+    config: TrainingConfig,
+    watch: Watch | None = None,
+    resume: str | Path | None = None,
 ) -> Run:
     """Check everything, then bring model and batches to the device; what is refused has moved nothing."""
     trained = trainable_parameters(model)
@@ -91,13 +97,17 @@ def start(
     accelerator = _accelerator(config)
     if accelerator.device.type == "cpu":
         precision.warn_if_emulated(model)
+    method: MethodConfig = getattr(model, "tuning", None) or FullConfig()
+    given = {"training texts": train, "validation texts": validation}
+    origin = {} if resume is None else describe_origin(model, trained, method, config, given, accelerator)
+    savepoint = Savepoint(resume, train, origin)
     set_seed(config.seed, device_specific=True)  # each process drops out other numbers; the first keeps the seed
     _restart(train)
     title = _title(train, config, accelerator)
     train = share(train, accelerator) if config.split_batches else accelerator.prepare(train)
     total = int(min(config.epochs * math.ceil(len(train) / config.accumulate), config.max_steps or math.inf))
+    check_steps(method, total)
 
-    method: MethodConfig = getattr(model, "tuning", None) or FullConfig()
     optimizer = torch.optim.AdamW(parameter_groups(trained, method, config))
     scheduler = make_schedule(config, optimizer, total)
     home = _move(model, accelerator.device)
@@ -106,7 +116,7 @@ def start(
     # Not `disable=False` for the first process: that would overrule the variable TQDM_DISABLE.
     silent: dict[str, Any] = {} if first else {"disable": True}
     bar = tqdm(total=total, unit="step", desc=title, **silent)
-    return Run(
+    run = Run(
         config=config,
         model=model,
         wrapped=wrapped,
@@ -123,18 +133,29 @@ def start(
         home=home,
         history=History(),
         best=BestWeights(trained),
+        savepoint=savepoint,
     )
+    savepoint.restore(run)
+    return run
 
 
 def finish(run: Run) -> None:
     """However a run ends: the best weights are in the model, and the model is where it was, as it was."""
-    run.bar.close()
-    run.accelerator.unwrap_model(run.wrapped, keep_fp32_wrapper=False)  # else bf16 would stay in the model's forward
-    run.best.restore()
-    run.optimizer.zero_grad()
-    if run.home is not None:
-        run.model.to(run.home)
-    run.history.seconds = time.perf_counter() - run.started
+    try:
+        if (
+            run.accelerator.num_processes == 1
+        ):  # several write together, and one that failed would keep the rest waiting
+            run.savepoint.write(run)
+    finally:
+        run.bar.close()
+        run.accelerator.unwrap_model(
+            run.wrapped, keep_fp32_wrapper=False
+        )  # else bf16 would stay in the model's forward
+        run.best.restore()
+        run.optimizer.zero_grad()
+        if run.home is not None:
+            run.model.to(run.home)
+        run.history.seconds = time.perf_counter() - run.started
 
 
 def _accelerator(config: TrainingConfig) -> Accelerator:
