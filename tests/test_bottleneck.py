@@ -144,7 +144,8 @@ MISTAKES: list[tuple[str, str, type[nn.Module], Callable[..., torch.Tensor]]] = 
     ("roberta", "parallel", AdaptedOutput, _reads_h),
     ("llama", "parallel", AdaptedFeedForward, _reads_normalised),
     ("gpt2", "pfeiffer", AdaptedFeedForward, _reads_normalised),
-    ("llama", "houlsby", TrainedNorm, lambda self, z: self.base(z)),
+    # The trained copy takes part, or `inject` would refuse it by itself.
+    ("llama", "houlsby", TrainedNorm, lambda self, z: self.base(z) + 0 * self.trained(z)),
 ]
 
 

@@ -19,6 +19,7 @@ from torch import nn
 from course_utils.checkpoints.formats import CheckpointError, Format, refuse_tied_weights, with_peft_s_head
 from course_utils.checkpoints.table import OWN_METHODS, PEFT_FORMATS
 from course_utils.methods import MethodConfig, MethodError, inject, trainable_parameters
+from course_utils.methods.heads import head_by_build
 from course_utils.methods.targets import find_head
 
 _PEFT_NAMES = _PEFT_HEADER, _PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -47,7 +48,10 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         )
     row = next((row for row in PEFT_FORMATS if row.method is type(config)), None)
     if row is None:
-        header_name, header = _OWN_HEADER, {"format": _OWN_FORMAT, "method": config.name, "settings": asdict(config)}
+        settings, head = asdict(config), find_head(model, config.head)
+        if config.head is None and head != head_by_build(model):  # the next model may not show what was new in this one
+            settings["head"] = head
+        header_name, header = _OWN_HEADER, {"format": _OWN_FORMAT, "method": config.name, "settings": settings}
         files = {_OWN_WEIGHTS: _copies(trainable_parameters(model))}
     else:
         header_name, header, files = _PEFT_HEADER, row.header(model, config), _peft_files(row, model)

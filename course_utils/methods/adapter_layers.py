@@ -80,6 +80,18 @@ class TrainedNorm(_Unmergeable):
         self.trained: Any = deepcopy(base).requires_grad_(True)
         self.trained.to(trainable_dtype(next(base.parameters())))
 
+    @property
+    def weight(self) -> torch.Tensor:
+        """The trained scale."""
+        scale: torch.Tensor = self.trained.weight
+        return scale
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """The trained shift, where there is one."""
+        shift: torch.Tensor | None = self.trained.bias
+        return shift
+
     def forward(self, z: torch.Tensor) -> torch.Tensor:
         """Normalise with the trained scale and shift."""
         return self.trained(z.to(self.trained.weight.dtype)).to(z.dtype)

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from course_utils.methods.errors import MethodError
+from course_utils.methods.errors import MethodError, refuse_foreign_weights
 from course_utils.methods.targets import find_head
+from course_utils.methods.trial import module_tree, refuse_without_effect, restore_tree
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class MethodConfig(ABC):
     """The settings of one tuning method.
 
     Args:
-        head: names of the modules that are trained beside the method itself, because they are new. Default: the
-            classification head, where the model has one.
+        head: names of the modules that are trained beside the method itself, because they are new. Default: all that
+            is new, see `heads`.
     """
 
     name: ClassVar[str]
@@ -63,6 +64,9 @@ class MethodConfig(ABC):
 class AdaptedLayer(nn.Module):
     """A layer of the model, wrapped together with what a method adds to it.
 
+    Whoever looks at a layer's weight, as T5 does for its type, finds that of the wrapped layer. Whoever computes with
+    it passes by the method; `inject` refuses that.
+
     Args:
         base: the wrapped layer; its parameters stay frozen.
     """
@@ -72,6 +76,26 @@ class AdaptedLayer(nn.Module):
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
         self.base = base
+
+    @property
+    def weight(self) -> Any:
+        """The weight of the wrapped layer, without what the method adds."""
+        return self.base.weight
+
+    @property
+    def bias(self) -> Any:
+        """The bias of the wrapped layer, or None."""
+        return self.base.bias
+
+    @property
+    def in_features(self) -> Any:
+        """How many numbers go into the wrapped linear layer: 384."""
+        return self.base.in_features
+
+    @property
+    def out_features(self) -> Any:
+        """How many numbers come out of the wrapped linear layer: 1536."""
+        return self.base.out_features
 
     def merged(self) -> nn.Module:
         """The wrapped layer with the update folded into its weights, so that the wrapper is no longer needed."""
@@ -94,30 +118,42 @@ def inject(model: nn.Module, config: MethodConfig, *, seed: int = 0) -> nn.Modul
         The same model, with `model.tuning` set to `config`.
 
     Raises:
-        MethodError: a method is already in the model, or this one does not fit it. The model is then unchanged.
+        MethodError: a method is already in the model, or this one does not fit it, or the model passes by what would
+            be trained (one token is sent through it, see `trial`). The model is then unchanged.
     """
     present: MethodConfig | None = getattr(model, "tuning", None)
     if present is not None:
         raise MethodError(f"the model already carries {present.name}; merge it first, or load the model afresh")
     head = find_head(model, config.head)
-    trainable_before = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    pretrained = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    bare = module_tree(model)
     model.requires_grad_(False)
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             config.apply(model)
-        for wrapper in (module for module in model.modules() if isinstance(module, AdaptedLayer)):
-            wrapper.train(wrapper.base.training)  # a new module is in training mode, whatever mode the model is in
+            for wrapper in (module for module in model.modules() if isinstance(module, AdaptedLayer)):
+                wrapper.train(wrapper.base.training)  # a new module is in training mode, whatever mode the model is in
+            new = [parameter for name in head for parameter in model.get_submodule(name).parameters()]
+            for parameter in new:
+                parameter.requires_grad_(True)
+            refuse_without_effect(model, config.name, pretrained.keys() - set(new), bare)
     except Exception:
-        for parameter, trainable in trainable_before.items():
+        restore_tree(bare)
+        for parameter, trainable in pretrained.items():
             parameter.requires_grad_(trainable)
         raise
-    for name in head:
-        model.get_submodule(name).requires_grad_(True)
+    if config.head is None:
+        model.new_modules = head  # type: ignore[assignment]
     model.tuning = config  # type: ignore[assignment]
     return model
 
 
 def trainable_dtype(weight: torch.Tensor) -> torch.dtype:
-    """The type of new weights beside `weight`: float32 beside half precision, which is too coarse to learn in."""
+    """The type of new weights beside `weight`: float32 beside half precision, which is too coarse to learn in.
+
+    Raises:
+        MethodError: the weight is no floating point number: another library has packed several into one.
+    """
+    refuse_foreign_weights(weight)
     return torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import torch
 from torch import nn
 
 from course_utils.errors import CourseError
@@ -20,10 +21,22 @@ class TargetError(MethodError):
 
 def refuse_packed_weights(module: nn.Module, method: str) -> None:
     """Raise `MethodError` if a weight is stored in 4 bits, for a method that has to change the weight itself."""
+    for parameter in module.parameters():
+        refuse_foreign_weights(parameter)
     if any(hasattr(part, "packed_parameters") for part in module.modules()):
         raise MethodError(
             f"{method} changes the weights themselves, and those of this model are stored in 4 bits. Call "
             "dequantize(model) first, or use a method that adds its own weights, such as LoRA"
+        )
+
+
+def refuse_foreign_weights(weight: torch.Tensor) -> None:
+    """Raise `MethodError` if a weight is stored in whole numbers, as bitsandbytes stores 4 and 8 bits."""
+    if not (weight.is_floating_point() or weight.is_complex()):
+        raise MethodError(
+            f"a weight is stored as {weight.dtype}, so another library (such as bitsandbytes) has quantised it, and "
+            "its layers are not known here. Load the model without quantization_config and call quantize(model), or "
+            "use QLoRAConfig"
         )
 
 

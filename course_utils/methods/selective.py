@@ -76,11 +76,24 @@ class LastLayersConfig(MethodConfig):
 
 
 def _blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of transformer blocks: the longest `ModuleList` of the model, and its dotted name."""
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    """The list of transformer blocks, and its dotted name: as many as the model's configuration says it has."""
+    lists: dict[str, nn.ModuleList] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in lists)  # a list within a block
+        if isinstance(module, nn.ModuleList) and not inside:
+            lists[name] = module
     if not lists:
         raise MethodError("the model has no list of blocks, so there are no last layers to choose")
-    return max(lists, key=lambda item: len(item[1]))
+    config = getattr(model, "config", None)
+    layers = getattr(config, "num_hidden_layers", None)
+    found = {name: blocks for name, blocks in lists.items() if layers is None or len(blocks) == layers}
+    if len(found) != 1 or getattr(config, "is_encoder_decoder", False):
+        raise MethodError(
+            f"{type(model).__name__} has no one list of {'' if layers is None else f'{layers} '}blocks, so it cannot "
+            f"be said which layers are the last; its lists are: {', '.join(lists)}. Encoder-decoders, models "
+            "of two towers and models that share their blocks have several last layers, or none. Use LoRA"
+        )
+    return next(iter(found.items()))
 
 
 @dataclass(frozen=True)
@@ -109,12 +122,17 @@ class BitFitConfig(MethodConfig):
 
     def apply(self, model: nn.Module) -> None:
         """Unfreeze the parameters that are called bias, or those of the two."""
-        biases = {name: p for name, p in model.named_parameters() if name.split(".")[-1] == "bias"}
+        head = tuple(f"{name}." for name in find_head(model, self.head))  # is trained as it is
+        biases = {
+            name: p
+            for name, p in model.named_parameters()
+            if name.endswith("bias") and p.ndim == 1 and not name.startswith(head)  # DeBERTa has a q_bias and a v_bias
+        }
         family = model_type(model) or type(model).__name__
         if not biases:
             raise MethodError(
-                f"BitFit trains biases, and this model ({family}) has none: the Llama family leaves them out of "
-                "its linear layers and normalisations. Use LoRA, or a model with biases (BERT, RoBERTa, GPT-2)."
+                f"BitFit trains biases, and the body of this model ({family}) has none: the Llama family leaves them "
+                "out of its linear layers and normalisations. Use LoRA, or a model with biases (BERT, RoBERTa, GPT-2)."
             )
         if self.biases == "two":
             architecture = architecture_of(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 
 import torch
@@ -10,8 +11,9 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from course_utils.methods.architectures import HEAD_NAMES, architecture_of, model_type
+from course_utils.methods.architectures import architecture_of, model_type
 from course_utils.methods.errors import MethodError, TargetError
+from course_utils.methods.heads import default_head
 
 Targets = str | tuple[str, ...]
 
@@ -20,9 +22,13 @@ Matrix = nn.Linear | Conv1D
 
 
 def find_head(model: nn.Module, names: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """Names of the head's modules: those asked for, or the classification head if there is one."""
+    """Names of the head's modules: those asked for, or all that is new (see `heads`).
+
+    Raises:
+        TargetError: the model has no module of that name; or it cannot be seen what is new, and no names are given.
+    """
     if names is None:
-        return tuple(name for name in HEAD_NAMES if isinstance(getattr(model, name, None), nn.Module))
+        return default_head(model)
     if not isinstance(names, (tuple, list)):
         raise TargetError(f"head must be a tuple of names, such as ('classifier',), got {names!r}")
     for name in names:
@@ -42,7 +48,7 @@ def find_targets(model: nn.Module, targets: Targets | None, head: tuple[str, ...
         targets: a tuple of names, each the last part or parts of a module's dotted name (`"query"`,
             `"attention.output.dense"`); or one regular expression for the whole dotted name; or `"all-linear"`; or
             None for the query and value projections of a known architecture.
-        head: modules that are trained as they are and therefore are never targets. Default: the classification head.
+        head: modules that are trained as they are and therefore are never targets. Default: all that is new.
 
     Returns:
         Dotted name → layer, in the model's order.
@@ -62,6 +68,7 @@ def find_targets(model: nn.Module, targets: Targets | None, head: tuple[str, ...
             raise TargetError(f"no default targets for a model of type {model_type(model)!r}. {_existing(linear)}")
         targets = architecture.query_and_value
     if targets == "all-linear":
+        _warn_of_fused_weights(model)
         output = model.get_output_embeddings() if isinstance(model, transformers.PreTrainedModel) else None
         return {name: module for name, module in linear.items() if module is not output}
     if isinstance(targets, str):
@@ -84,6 +91,25 @@ def find_targets(model: nn.Module, targets: Targets | None, head: tuple[str, ...
             hint = " (the head is trained as it is)" if target in head else ""
             raise TargetError(f"no linear layer is called {target!r}{hint}. {_existing(linear)}")
     return {name: module for name, module in linear.items() if any(_ends_with(name, t) for t in targets)}
+
+
+def _warn_of_fused_weights(model: nn.Module) -> None:
+    """Say which share of the weights "all-linear" does not see: the experts of a mixture in one tensor."""
+    fused = {
+        f"{name}.{key}": parameter.numel()
+        for name, module in model.named_modules()
+        if not isinstance(module, nn.modules.conv._ConvNd)
+        for key, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 3 and 1 not in parameter.shape  # a position table may be (1, tokens, hidden)
+    }
+    if fused:
+        share = sum(fused.values()) / sum(parameter.numel() for parameter in model.parameters())
+        warnings.warn(
+            f"{share:.0%} of the parameters are in no linear layer and stay as they are: {next(iter(fused))}"
+            f"{f' and {len(fused) - 1} more' if len(fused) > 1 else ''} hold several matrices in one tensor (the "
+            "experts of a mixture)",
+            stacklevel=2,
+        )
 
 
 def _ends_with(name: str, target: str) -> bool:

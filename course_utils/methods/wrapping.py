@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from course_utils.methods.base import AdaptedLayer, MethodConfig
+from course_utils.methods.errors import MethodError, TargetError
 from course_utils.methods.targets import Matrix, Targets, find_targets, replace_module, turned
 
 
@@ -28,12 +29,25 @@ class WrappingConfig(MethodConfig):
 
     def apply(self, model: nn.Module) -> None:
         """Make all wrappers, and only then put them in place: an error leaves the model as it was."""
-        for name, wrapper in self.wrappers(model).items():
+        wrappers = self.wrappers(model)
+        for name in wrappers:
+            _refuse_layer_that_is_not_called(model, name)
+        for name, wrapper in wrappers.items():
             replace_module(model, name, wrapper)
 
     @abstractmethod
     def wrappers(self, model: nn.Module) -> Mapping[str, AdaptedLayer]:
         """Dotted name → what shall stand there. The model is not changed yet."""
+
+
+def _refuse_layer_that_is_not_called(model: nn.Module, name: str) -> None:
+    """Raise `MethodError` for a layer inside a module of PyTorch that takes its weight and never calls it."""
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):  # the second in its fast path, in eval()
+        raise MethodError(
+            f"{name} stands in a {type(parent).__name__} of PyTorch, which computes with the layer's weight and passes "
+            "by whatever is wrapped around it. Leave the layer out: targets=(...) with other names"
+        )
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,12 @@ class TargetsConfig(WrappingConfig):
 
     def wrappers(self, model: nn.Module) -> Mapping[str, AdaptedLayer]:
         """A wrapper for each target."""
-        return self.wrap(find_targets(model, self.targets, self.head))
+        layers = find_targets(model, self.targets, self.head)
+        if not layers:
+            raise TargetError(
+                f"{type(model).__name__} has no linear layer outside its head, so nothing would be changed"
+            )
+        return self.wrap(layers)
 
     def wrap(self, layers: Mapping[str, Matrix]) -> Mapping[str, AdaptedLayer]:
         """The wrappers of all targets by name; a method whose layers share something or differ overrides this."""

@@ -1,0 +1,162 @@
+"""One token through a model that has just got a method: does what is to be trained have a part in the output?
+
+A model may pass by what a method puts in. OPT's language model calls a part of its body and never the body, so virtual
+tokens before it are ignored; `nn.MultiheadAttention` reads the weight of its last layer and never calls the layer. No
+step would then change anything, without an error.
+
+Asked is whether a path leads from the output back to the parameter, not how large its gradient is: beside LoRA's B,
+which is zero at first, that of A is zero too.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from course_utils.methods.errors import MethodError
+
+Tree = list[tuple[nn.Module, dict[str, nn.Module | None]]]
+
+# Fields of an output that lead around the result: a parameter that reaches only them has no part in it.
+_ASIDE = ("hidden_states", "attentions", "past_key_values", "cache", "mems", "encoder_", "router_", "loss")
+
+
+def module_tree(model: nn.Module) -> Tree:
+    """Each module and its children: what `restore_tree` puts back."""
+    return [(module, dict(module._modules)) for module in model.modules()]
+
+
+def restore_tree(tree: Tree) -> None:
+    """Put the modules of a model where they were, whatever has been wrapped or replaced since."""
+    for module, children in tree:
+        module._modules.clear()
+        module._modules.update(children)
+
+
+def refuse_without_effect(model: nn.Module, method: str, old: Collection[nn.Parameter], bare: Tree) -> None:
+    """Raise `MethodError` if something that is new and trained, in the method or in the head, reaches no output.
+
+    Models that read no token ids, have no memory (meta) or do not take a single token are let through unseen.
+
+    Args:
+        model: with the method, the trained parameters unfrozen. Modes, buffers and gradients stay as they are.
+        method: how it is called.
+        old: the pretrained parameters. Of those that are trained, one must reach the output; of the others, all.
+        bare: the model's modules before the method came.
+    """
+    inputs = one_token(model)
+    if inputs is None:
+        return
+    try:
+        outputs = list(_results(_run(model, inputs)))
+    except MethodError:
+        raise
+    except Exception as error:
+        if not _runs_without_the_method(model, inputs, bare):
+            return
+        raise MethodError(
+            f"{type(model).__name__} computes a token without {method} and fails with it: {type(error).__name__}: "
+            f"{error}. Choose other layers (targets), or another method"
+        ) from error
+    reached = _leaves(outputs)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    own = {name for name, p in trained.items() if p in old}
+    lost = _unreached({name: p for name, p in trained.items() if name not in own}, reached)
+    if own and not any(trained[name] in reached for name in own):
+        lost += sorted(own)
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise MethodError(
+            f"{method} would train {', '.join(lost[:3])}{more}, which {type(model).__name__} passes by: it has no part "
+            "in the output. Leave it out of the targets or of the head, or use another method"
+        )
+
+
+def one_token(model: nn.Module) -> dict[str, torch.Tensor] | None:
+    """The smallest input of a model of text, on its device; None for a model that this trial is not for."""
+    if not isinstance(model, transformers.PreTrainedModel) or model.main_input_name != "input_ids":
+        return None
+    if torch.is_inference_mode_enabled() or any(t.is_meta or hasattr(t, "ds_id") for t in model.parameters()):
+        return None  # nothing to compute with (ds_id: DeepSpeed has spread the weights over other processes)
+    config: Any = model.config.get_text_config()
+    end = getattr(config, "eos_token_id", None)
+    end = end[0] if isinstance(end, list) and end else end
+    token = next(i for i in range(2, 5) if i not in (end, getattr(config, "pad_token_id", None)))
+    several = getattr(config, "is_encoder_decoder", False) and isinstance(end, int)  # BART's head reads the end's place
+    ids = torch.tensor([[token, end] if several else [token]], device=model.device)
+    inputs = {"input_ids": ids[None] if type(model).__name__.endswith("MultipleChoice") else ids}
+    if "decoder_input_ids" in inspect.signature(model.forward).parameters:
+        inputs["decoder_input_ids"] = ids
+    return inputs
+
+
+def _run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
+    """The output, with its graph, in evaluation mode: no dropout, no skipped layers, no new running means."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.enable_grad():
+            return model.eval()(**inputs)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _runs_without_the_method(model: nn.Module, inputs: Mapping[str, torch.Tensor], bare: Tree) -> bool:
+    tuned = module_tree(model)
+    restore_tree(bare)
+    try:
+        _run(model, inputs)
+    except Exception:
+        return False
+    finally:
+        restore_tree(tuned)
+    return True
+
+
+def _results(output: Any) -> Iterator[torch.Tensor]:
+    """The tensors of an output: its logits, or all but what leads around them."""
+    if isinstance(output, torch.Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        names = ["logits"] if "logits" in output else [n for n in output if not any(part in n for part in _ASIDE)]
+        for name in names:
+            yield from _results(output[name])
+    elif isinstance(output, list | tuple):
+        for part in output:
+            yield from _results(part)
+
+
+def _leaves(outputs: Iterable[torch.Tensor]) -> set[torch.Tensor]:
+    """The parameters from which a path leads to one of the outputs."""
+    found: set[torch.Tensor] = set()
+    nodes: list[Any] = [tensor.grad_fn for tensor in outputs if tensor.grad_fn is not None]
+    seen = set(nodes)
+    while nodes:
+        node = nodes.pop()
+        if hasattr(node, "variable"):
+            found.add(node.variable)
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                nodes.append(following)
+    return found
+
+
+def _unreached(parameters: Mapping[str, nn.Parameter], reached: Collection[torch.Tensor]) -> list[str]:
+    """The names of those that no path leads from.
+
+    Where one of several equal places is reached (expert 3 of layer 2, of layer 5), all are: a mixture of experts sends
+    one token to few of them.
+    """
+    alive = {_place(name) for name, parameter in parameters.items() if parameter in reached}
+    return [name for name in parameters if _place(name) not in alive]
+
+
+def _place(name: str) -> str:
+    return re.sub(r"\d+", "#", name)
