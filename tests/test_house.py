@@ -117,6 +117,16 @@ def imports(code: str) -> list[str]:
     return found
 
 
+def missing(code: str) -> list[str]:
+    """The names that a piece of code imports from the course, and that are not there."""
+    found = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "course_utils":
+            room = import_module(node.module or "")
+            found += [f"{node.module}.{name.name}" for name in node.names if not hasattr(room, name.name)]
+    return found
+
+
 def code_of(file: Path) -> list[str]:
     """The pieces of Python in a lab's source or in a page, without what only runs elsewhere."""
     if file.suffix == ".py":
@@ -136,6 +146,7 @@ def test_labs_and_pages_come_in_by_the_front_door(file: Path) -> None:
     for module in {module for modules in used for module in modules}:
         assert module.count(".") <= 1, f"{file.name} imports from {module}: take it from its room"
         assert not module.startswith("course_utils.workshop"), f"{file.name} imports from the workshop"
+    assert not [name for code in code_of(file) for name in missing(code)], f"{file.name} imports what is not there"
     if file.suffix == ".py":
         first = next(modules for modules in used if modules)
         assert len(first) <= IMPORT_LINES, f"{file.name} begins with {len(first)} lines: {', '.join(first)}"

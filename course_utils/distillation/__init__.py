@@ -15,10 +15,12 @@ from course_utils.distillation.losses import (
     hidden_state_loss,
     soft_label_loss,
 )
+from course_utils.distillation.mistakes import MISTAKES
 from course_utils.distillation.students import cut_layers, encoder_parameters, small_student
 from course_utils.distillation.teaching import DistillationConfig, Distilled, teacher_logits, with_teacher
 
 __all__ = [
+    "MISTAKES",
     "NO_LABEL",
     "DistillationConfig",
     "DistillationError",

@@ -5,6 +5,6 @@ mistake. The checks of a chapter stand in a module of the chapter's name; import
 when a check of it is first asked for, so that a lab waits for its own chapter only; `exercises()` imports all.
 """
 
-from course_utils.exercises.checking import CheckResult, Exercise, Wrong, check, exercises, run_check
+from course_utils.lazy import front_door
 
-__all__ = ["CheckResult", "Exercise", "Wrong", "check", "exercises", "run_check"]
+__getattr__, __dir__, __all__ = front_door(__name__, __file__)

@@ -1,0 +1,13 @@
+from .checking import (
+    CheckResult as CheckResult,
+    Exercise as Exercise,
+    Wrong as Wrong,
+    check as check,
+    exercises as exercises,
+    run_check as run_check,
+)
+from .debugging_patients import (
+    look_trained as look_trained,
+    tiny_batch as tiny_batch,
+    tiny_classifier as tiny_classifier,
+)
