@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -390,6 +391,9 @@ def test_a_model_of_linear_layers_gets_no_warning(recwarn: pytest.WarningsRecord
 # --- every class that transformers offers ----------------------------------------------------------------------------
 
 
+STORED = Path(__file__).with_name("every_head.json")
+
+
 def test_new_parameters_are_trained_saved_and_loaded_in_another_process() -> None:
     found = every_head.run(every_head.SAMPLE)
     assert "fails" not in found, found["fails"]
@@ -397,3 +401,10 @@ def test_new_parameters_are_trained_saved_and_loaded_in_another_process() -> Non
     assert found["by method"]["LoRA"]["equal"] >= 40
     for reason in found["refused"]:
         assert len(reason.split()) > 8, reason  # a sentence
+
+
+def test_the_stored_report_has_no_failure() -> None:
+    stored = json.loads(STORED.read_text("utf-8"))
+    assert "fails" not in stored
+    assert stored["counts"]["equal"] >= 224
+    assert sum(stored["counts"].values()) == stored["classes"] * len(every_head.METHODS)
