@@ -149,7 +149,7 @@ def check(layer: type[LoRALinear], kind: str = "bert", **settings: Any) -> Repor
         (BothZero, "trained weights change", "both start at zero"),
         (BaseNotFrozen, "only the intended parameters get gradients", "Was the base model frozen"),
         (BaseNotFrozen, "frozen weights stay", "Was the base model frozen"),
-        (Detached, "only the intended parameters get gradients", "lora_A.weight"),
+        (Detached, "inject", "lora_A.weight"),  # `inject` itself finds that no path leads to it
         (MergeTransposed, "merged equals unmerged", "the right way round"),
         (MergeUnscaled, "merged equals unmerged", "scaled in the merge as in the forward"),
         (MergeForgotten, "merged equals unmerged", "the merge left or lost parameters"),
