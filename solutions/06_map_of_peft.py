@@ -124,7 +124,9 @@ check("map_of_peft.memory", memory)
 # ## Exercise 3: count with and without the head
 #
 # Some papers count the head among the trained numbers, some do not. Write a function that returns both counts. The head
-# is `model.classifier`, so the names of its parameters begin with `classifier.`.
+# is what is new: every module that the pretrained checkpoint did not bring, whatever its name; DistilBERT's is
+# `pre_classifier` and `classifier`. Here it is `model.classifier`, so the names of its parameters begin with
+# `classifier.`.
 
 
 # %% tags=["exercise", "points:2"]

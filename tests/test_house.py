@@ -21,6 +21,8 @@ CHAPTERS = {path.stem.split("_", 1)[1] for path in (ROOT / "book").glob("[0-9][0
 DOORS = sorted(stub.parent for stub in LIBRARY.rglob("__init__.pyi"))
 #: How many lines of a lab's first cell of imports may import from the course.
 IMPORT_LINES = 4
+#: How many lines a function of the library may have, its docstring not counted.
+FUNCTION_LINES = 60
 
 
 def test_the_layers_hold_and_there_are_no_circles(capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,3 +165,20 @@ def test_the_guide_counts_right() -> None:
         assert shown == link and int(lines) == counted, f"course_utils/README.md: {link} has {counted} lines"
         total += counted
     assert f"{total:,} lines" in guide, f"course_utils/README.md: the files have {total:,} lines together"
+
+
+def test_a_function_is_read_at_one_sitting() -> None:
+    """Every function of the library has few enough lines, its docstring not counted; there is no exception."""
+    long = []
+    for file in LIBRARY.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (lines := length(node)) > FUNCTION_LINES:
+                long.append(f"{file.relative_to(LIBRARY)}:{node.lineno} {node.name} has {lines}")
+    assert not long, f"more than {FUNCTION_LINES} lines, so take named steps out of them: {', '.join(sorted(long))}"
+
+
+def length(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """How many lines a function has from `def` to its end, without its docstring."""
+    first, *_ = function.body
+    docstring = (first.end_lineno or 0) - first.lineno + 1 if ast.get_docstring(function) is not None else 0
+    return (function.end_lineno or 0) - function.lineno + 1 - docstring

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -120,6 +121,16 @@ def _loader() -> list[dict[str, torch.Tensor]]:
 )
 def _mend(answer: Any) -> None:
     model = _Judged().train()
+    accuracy, f1, auc = (number(value) for value in _three(answer, model))
+    truth, logits = torch.tensor(_TRUTH), model.table
+    predicted = logits.argmax(1)
+    _accuracy(accuracy, truth, predicted)
+    _macro_f1(f1, truth, predicted, accuracy)
+    _roc_auc(auc, truth, logits)
+
+
+def _three(answer: Any, model: _Judged) -> Sequence[Any]:
+    """What the answer returns, once the model was called as one calls it to predict."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         result = call(answer, model, _loader())
@@ -139,13 +150,15 @@ def _mend(answer: Any) -> None:
         )
     if len(model.calls) < len(_SIZES):
         raise Wrong(f"The loader has {len(_SIZES)} batches and you used {len(model.calls)}. Judge all texts.")
-    logits, truth = model.table, torch.tensor(_TRUTH)
-    predicted, margin = logits.argmax(1), logits[:, 1] - logits[:, 0]
+    return result
+
+
+def _accuracy(value: float, truth: torch.Tensor, predicted: torch.Tensor) -> None:
+    right = float((predicted == truth).double().mean())
     hits = [(a == b).double().mean() for a, b in zip(predicted.split(_SIZES), truth.split(_SIZES), strict=True)]
-    accuracy, f1, auc = (number(value) for value in result)
     compare(
-        accuracy,
-        float((predicted == truth).double().mean()),
+        value,
+        right,
         [
             (
                 float(torch.stack(hits).mean()),
@@ -158,14 +171,18 @@ def _mend(answer: Any) -> None:
                 "Your accuracy is a number of texts. Divide by how many there are.",
             ),
         ],
-        f"The first number should be the accuracy, {float((predicted == truth).double().mean()):.4f}, and is {accuracy:g}.",
+        f"The first number should be the accuracy, {right:.4f}, and is {value:g}.",
     )
+
+
+def _macro_f1(value: float, truth: torch.Tensor, predicted: torch.Tensor, accuracy: float) -> None:
+    right = float(f1_score(truth, predicted, average="macro"))
     batches = [
         f1_score(a, b, average="macro") for a, b in zip(truth.split(_SIZES), predicted.split(_SIZES), strict=True)
     ]
     compare(
-        f1,
-        float(f1_score(truth, predicted, average="macro")),
+        value,
+        right,
         [
             (
                 float(f1_score(truth, predicted)),
@@ -179,15 +196,18 @@ def _mend(answer: Any) -> None:
                 "Your F1 is the mean of the batches' F1. F1 is no mean over texts: collect all answers, then compute it once.",
             ),
         ],
-        f"The second number should be macro F1, {f1_score(truth, predicted, average='macro'):.4f}, and is {f1:g}.",
+        f"The second number should be macro F1, {right:.4f}, and is {value:g}.",
     )
-    right = float(roc_auc_score(truth, margin))
+
+
+def _roc_auc(value: float, truth: torch.Tensor, logits: torch.Tensor) -> None:
+    right = float(roc_auc_score(truth, logits[:, 1] - logits[:, 0]))
     compare(
-        auc,
+        value,
         right,
         [
             (
-                float(roc_auc_score(truth, predicted)),
+                float(roc_auc_score(truth, logits.argmax(1))),
                 "Your ROC-AUC is computed from answers (0 or 1). It needs scores: the probability of class 1, or the "
                 "difference of the two logits.",
             ),
@@ -199,7 +219,7 @@ def _mend(answer: Any) -> None:
             (1 - right, "Your scores are those of class 0, so the order is upside down. Take class 1."),
             (float(roc_auc_score(truth, logits[:, 0])), "You took the logit of class 0."),
         ],
-        f"The third number should be ROC-AUC from scores, {right:.4f}, and is {auc:g}.",
+        f"The third number should be ROC-AUC from scores, {right:.4f}, and is {value:g}.",
     )
 
 

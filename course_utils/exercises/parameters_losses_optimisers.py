@@ -238,14 +238,29 @@ def _adamw(answer: Any) -> None:
     names = ("w", "m", "v")
     new_w, new_m, new_v = _several(call(answer, w, g, m, v, t, lr, beta1, beta2, eps, decay), names, (4,))
     _unchanged([w, g, m, v], before)
-    right_m, right_v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
-    in_gradient = g + decay * w
-    l2 = "Weight decay went into the gradient: that is Adam, not AdamW. Leave the averages alone and shrink w itself."
+    with_decay = g + decay * w
+    right_m = _first_average(new_m, m, g, with_decay, (beta1, beta2), t)
+    right_v = _second_average(new_v, v, g, with_decay, (beta1, beta2), t)
+    _adamw_step(new_w, w, right_m, right_v, t, lr, (beta1, beta2), eps, decay)
+    new_w, *_ = _several(call(answer, w, g, 0 * m, 0 * v, 1, 0.1, 0.9, 0.99, 1e-8, 0.0), names, (4,))
+    if not equal(new_w, w - 0.1 * g / (g.abs() + 1e-8)):
+        raise Wrong("It is right for one setting only; use the arguments.")
+
+
+_L2 = "Weight decay went into the gradient: that is Adam, not AdamW. Leave the averages alone and shrink w itself."
+
+
+def _first_average(
+    value: torch.Tensor, m: torch.Tensor, g: torch.Tensor, with_decay: torch.Tensor, betas: tuple[float, float], t: int
+) -> torch.Tensor:
+    """Check the new m; returns the right one."""
+    beta1, beta2 = betas
+    right_m = beta1 * m + (1 - beta1) * g
     compare(
-        new_m,
+        value,
         right_m,
         [
-            (beta1 * m + (1 - beta1) * in_gradient, l2),
+            (beta1 * m + (1 - beta1) * with_decay, _L2),
             (beta1 * m + g, "That is momentum's sum. Adam averages: β₁ m + (1 − β₁) g."),
             (beta2 * m + (1 - beta2) * g, "m uses β₁, and v uses β₂."),
             ((1 - beta1) * m + beta1 * g, "The old average gets β₁, the new gradient 1 − β₁, not the other way round."),
@@ -254,11 +269,20 @@ def _adamw(answer: Any) -> None:
         ],
         "The new m is not β₁ m + (1 − β₁) g.",
     )
+    return right_m
+
+
+def _second_average(
+    value: torch.Tensor, v: torch.Tensor, g: torch.Tensor, with_decay: torch.Tensor, betas: tuple[float, float], t: int
+) -> torch.Tensor:
+    """Check the new v; returns the right one."""
+    beta1, beta2 = betas
+    right_v = beta2 * v + (1 - beta2) * g**2
     compare(
-        new_v,
+        value,
         right_v,
         [
-            (beta2 * v + (1 - beta2) * in_gradient**2, l2),
+            (beta2 * v + (1 - beta2) * with_decay**2, _L2),
             (beta2 * v + (1 - beta2) * g, "v is the average of the squared gradient: g²."),
             (beta2 * v + (1 - beta2) * g.abs(), "v is the average of the squared gradient: g²."),
             (beta2 * v + g**2, "Adam averages: β₂ v + (1 − β₂) g²."),
@@ -268,6 +292,21 @@ def _adamw(answer: Any) -> None:
         ],
         "The new v is not β₂ v + (1 − β₂) g².",
     )
+    return right_v
+
+
+def _adamw_step(
+    value: torch.Tensor,
+    w: torch.Tensor,
+    right_m: torch.Tensor,
+    right_v: torch.Tensor,
+    t: int,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
+    decay: float,
+) -> None:
+    beta1, beta2 = betas
     c1, c2 = 1 - beta1**t, 1 - beta2**t
     m_hat, v_hat = right_m / c1, right_v / c2
     update = lr * m_hat / (v_hat.sqrt() + eps)
@@ -276,7 +315,7 @@ def _adamw(answer: Any) -> None:
     late = lr * (right_m / (1 - beta1 ** (t + 1))) / ((right_v / (1 - beta2 ** (t + 1))).sqrt() + eps)
     shrunk = (1 - lr * decay) * w
     compare(
-        new_w,
+        value,
         shrunk - update,
         [
             (w - update, "The weight decay is missing: w shrinks by the share η λ."),
@@ -303,6 +342,3 @@ def _adamw(answer: Any) -> None:
         ],
         "The new w is not (1 − η λ) w − η m̂ / (√v̂ + ε).",
     )
-    new_w, *_ = _several(call(answer, w, g, 0 * m, 0 * v, 1, 0.1, 0.9, 0.99, 1e-8, 0.0), names, (4,))
-    if not equal(new_w, w - 0.1 * g / (g.abs() + 1e-8)):
-        raise Wrong("It is right for one setting only; use the arguments.")

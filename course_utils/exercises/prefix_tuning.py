@@ -28,6 +28,20 @@ def _attention(answer: Any) -> None:
     q, K, V, P_K, P_V = random_tensors((3, 4), (5, 4), (5, 4), (2, 4), (2, 4))
     P_K.requires_grad_(), P_V.requires_grad_()
     value = tensor(call(answer, q, K, V, P_K, P_V), (3, 4), "the result, (queries, d),")
+    _mixed(value, q, K, V, P_K, P_V)
+    if not value.requires_grad:
+        raise Wrong("The values are right, but the prefix was copied without its gradient, so it could never learn.")
+    # Other sizes: a number in the formula fails here.
+    q, K, V, P_K, P_V = random_tensors((2, 9), (3, 9), (3, 9), (4, 9), (4, 9))
+    expected = _attend(q, torch.cat((P_K, K)), torch.cat((P_V, V)))
+    if not equal(tensor(call(answer, q, K, V, P_K, P_V), (2, 9), "the result"), expected):
+        raise Wrong("It is right for d = 4 only. Take d from the shape of the keys.")
+
+
+def _mixed(
+    value: torch.Tensor, q: torch.Tensor, K: torch.Tensor, V: torch.Tensor, P_K: torch.Tensor, P_V: torch.Tensor
+) -> None:
+    """The values of the text and of the prefix are mixed by one softmax over all keys."""
     keys, values = torch.cat((P_K, K)), torch.cat((P_V, V))
     text, prefix = _attend(q, K, V), _attend(q, P_K, P_V)
     compare(
@@ -77,13 +91,6 @@ def _attention(answer: Any) -> None:
         ],
         "The result is not softmax(q [P_K; K]ᵀ / √d) [P_V; V].",
     )
-    if not value.requires_grad:
-        raise Wrong("The values are right, but the prefix was copied without its gradient, so it could never learn.")
-    # Other sizes: a number in the formula fails here.
-    q, K, V, P_K, P_V = random_tensors((2, 9), (3, 9), (3, 9), (4, 9), (4, 9))
-    expected = _attend(q, torch.cat((P_K, K)), torch.cat((P_V, V)))
-    if not equal(tensor(call(answer, q, K, V, P_K, P_V), (2, 9), "the result"), expected):
-        raise Wrong("It is right for d = 4 only. Take d from the shape of the keys.")
 
 
 @exercise(

@@ -52,6 +52,16 @@ def _absmax(answer: Any) -> None:
     W_hat = tensor(W_hat, (5, 5), "what is read back")
     if codes.dtype != torch.int8:
         raise Wrong(f"The codes must be stored in 8 bits: .to(torch.int8). Yours are {codes.dtype}.")
+    _int8_codes(codes, W)
+    _int8_read_back(W_hat, W)
+    (W,) = random_tensors((3, 7))
+    codes, W_hat = _pair(call(answer, W), "the codes and what they read back as")
+    absmax = W.abs().amax(dim=1, keepdim=True)
+    if not equal(tensor(W_hat, (3, 7), "what is read back"), torch.round(W / absmax * 127) * absmax / 127):
+        raise Wrong("It is right for one shape only.")
+
+
+def _int8_codes(codes: torch.Tensor, W: torch.Tensor) -> None:
     absmax = W.abs().amax(dim=1, keepdim=True)
     columns = W.abs().amax(dim=0, keepdim=True)
     right = torch.round(W / absmax * 127)
@@ -86,6 +96,11 @@ def _absmax(answer: Any) -> None:
         ],
         "The codes are not round(127 · w / absmax).",
     )
+
+
+def _int8_read_back(W_hat: torch.Tensor, W: torch.Tensor) -> None:
+    absmax = W.abs().amax(dim=1, keepdim=True)
+    right = torch.round(W / absmax * 127)
     compare(
         W_hat,
         right * absmax / 127,
@@ -98,11 +113,6 @@ def _absmax(answer: Any) -> None:
         ],
         "What is read back is not code · absmax / 127.",
     )
-    (W,) = random_tensors((3, 7))
-    codes, W_hat = _pair(call(answer, W), "the codes and what they read back as")
-    absmax = W.abs().amax(dim=1, keepdim=True)
-    if not equal(tensor(W_hat, (3, 7), "what is read back"), torch.round(W / absmax * 127) * absmax / 127):
-        raise Wrong("It is right for one shape only.")
 
 
 # --- NF4 ------------------------------------------------------------------------------------------------------------
@@ -264,9 +274,26 @@ def _layer(answer: Any) -> None:
     before = [each.clone() for each in (x, g, codes, absmax, levels, A, B)]
     h, for_x = _pair(call(answer, x, g, codes, absmax, levels, A, B, s), "the output and the gradient of the input")
     _untouched(before, (x, g, codes, absmax, levels, A, B))
-    W, low = levels[codes] * absmax[:, None], s * x @ A.T @ B.T
-    turned = levels[codes] * absmax
-    columns = "The absmax of a row meets the numbers of a column: absmax[:, None]."
+    _layer_output(h, x, codes, absmax, A, B, s)
+    _layer_gradient(for_x, x, g, codes, absmax, A, B, s)
+    x, g, A, B = random_tensors((2, 4), (2, 7), (3, 4), (7, 3))
+    codes, absmax = (torch.arange(28).view(7, 4) * 3) % 16, torch.linspace(0.2, 0.8, 7, dtype=torch.float64)
+    h, for_x = _pair(call(answer, x, g, codes, absmax, levels, A, B, 0.5), "the output and the gradient of the input")
+    W = levels[codes] * absmax[:, None] + 0.5 * B @ A
+    if not equal(tensor(h, (2, 7), "the output"), x @ W.T):
+        raise Wrong("It is right for square layers only.")
+    if not equal(tensor(for_x, (2, 4), "the gradient of the input"), g @ W):
+        raise Wrong("It is right for square layers only.")
+
+
+_COLUMNS = "The absmax of a row meets the numbers of a column: absmax[:, None]."
+
+
+def _layer_output(
+    h: Any, x: torch.Tensor, codes: torch.Tensor, absmax: torch.Tensor, A: torch.Tensor, B: torch.Tensor, s: float
+) -> None:
+    read, low = NF4_LEVELS.double()[codes], s * x @ A.T @ B.T
+    W = read * absmax[:, None]
     compare(
         tensor(h, (3, 6), "the output"),
         x @ W.T + low,
@@ -275,19 +302,32 @@ def _layer(answer: Any) -> None:
                 x @ (codes * absmax[:, None]).T + low,
                 "You computed with the codes. A code is no number: it is the place of a level in the table.",
             ),
-            (x @ levels[codes].T + low, "The absmax is missing: level · absmax."),
-            (x @ turned.T + low, columns),
+            (x @ read.T + low, "The absmax is missing: level · absmax."),
+            (x @ (read * absmax).T + low, _COLUMNS),
             (x @ W + low, "The frozen path is transposed: x is a row here, so it is x Ŵᵀ."),
             (x @ W.T, "The update is missing; your function computes the frozen layer only."),
             (low, "The frozen path is missing: h = Ŵ x + s · B A x."),
             (x @ W.T + low / s, "The factor s is missing."),
             (s * (x @ W.T) + low, "The frozen path is scaled too. Only the update is."),
             (x @ W.T + s * x @ (B @ A), "The update is transposed: x is a row here, so it is x Aᵀ Bᵀ."),
-            (x @ (levels[codes] / absmax[:, None]).T + low, "You divide by the absmax. Reading back multiplies."),
+            (x @ (read / absmax[:, None]).T + low, "You divide by the absmax. Reading back multiplies."),
         ],
         "The output is not x Ŵᵀ + s · x Aᵀ Bᵀ with Ŵ = levels[codes] · absmax.",
     )
-    for_low = s * g @ B @ A
+
+
+def _layer_gradient(
+    for_x: Any,
+    x: torch.Tensor,
+    g: torch.Tensor,
+    codes: torch.Tensor,
+    absmax: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    s: float,
+) -> None:
+    read, for_low = NF4_LEVELS.double()[codes], s * g @ B @ A
+    W = read * absmax[:, None]
     compare(
         tensor(for_x, (3, 6), "the gradient of the input"),
         g @ W + for_low,
@@ -301,20 +341,12 @@ def _layer(answer: Any) -> None:
             (g @ W.T + for_low, "The gradient of the frozen path is transposed: forward x Ŵᵀ, backward g Ŵ."),
             (g @ W + s * g @ A.T @ B.T, "The gradient of LoRA's path is transposed: forward x Aᵀ Bᵀ, backward g B A."),
             (g @ W.T + s * g @ A.T @ B.T, "That is the forward pass, applied to g. Backward it is g Ŵ + s · g B A."),
-            (x @ W.T + low, "You returned the output twice."),
+            (x @ W.T + s * x @ A.T @ B.T, "You returned the output twice."),
             (g @ W + for_low / s, "In the gradient the factor s is missing."),
-            (g @ turned + for_low, columns),
-            (g @ levels[codes] + for_low, "In the gradient the absmax is missing."),
+            (g @ (read * absmax) + for_low, _COLUMNS),
+            (g @ read + for_low, "In the gradient the absmax is missing."),
             (torch.zeros_like(x), "It is zero: then no layer below this one would learn anything."),
             (g, "That is the gradient of the output. It must go through both paths."),
         ],
         "The gradient of x is not g Ŵ + s · g B A.",
     )
-    x, g, A, B = random_tensors((2, 4), (2, 7), (3, 4), (7, 3))
-    codes, absmax = (torch.arange(28).view(7, 4) * 3) % 16, torch.linspace(0.2, 0.8, 7, dtype=torch.float64)
-    h, for_x = _pair(call(answer, x, g, codes, absmax, levels, A, B, 0.5), "the output and the gradient of the input")
-    W = levels[codes] * absmax[:, None] + 0.5 * B @ A
-    if not equal(tensor(h, (2, 7), "the output"), x @ W.T):
-        raise Wrong("It is right for square layers only.")
-    if not equal(tensor(for_x, (2, 4), "the gradient of the input"), g @ W):
-        raise Wrong("It is right for square layers only.")

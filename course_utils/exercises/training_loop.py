@@ -140,6 +140,14 @@ def _epoch(
     section=_LOOP,
 )
 def _train_epoch(answer: Any) -> None:
+    model, value = _watched_epoch(answer)
+    right, losses = _train(_epoch())
+    _epoch_weights(model.weights(), right.weights())
+    _epoch_loss(value, losses)
+
+
+def _watched_epoch(answer: Any) -> tuple[_Tiny, Any]:
+    """The model after the answer's epoch and what it returned, once model and batches were handled as they should be."""
     moved: list[bool] = []
 
     def watched(model: _Tiny, loader: Any, *others: Any) -> Any:
@@ -162,14 +170,16 @@ def _train_epoch(answer: Any) -> None:
         )
     if len(moved) < 6:
         raise Wrong("The batch stays where it was. Move each of its tensors to `device`, or training fails on a GPU.")
-    right, losses = _train(_epoch())
-    unchanged = _Tiny().weights()
+    return model, value
+
+
+def _epoch_weights(weights: torch.Tensor, right: torch.Tensor) -> None:
     compare(
-        model.weights(),
-        right.weights(),
+        weights,
+        right,
         [
             (
-                unchanged,
+                _Tiny().weights(),
                 "The weights did not change. Look for a missing backward() or step(), or a zero_grad() between the two.",
             ),
             (
@@ -200,6 +210,9 @@ def _train_epoch(answer: Any) -> None:
         ],
         "After three batches the weights are not those of: zero_grad, forward, backward, clip, step, scheduler.step.",
     )
+
+
+def _epoch_loss(value: Any, losses: list[float]) -> None:
     mean = sum(losses) / 3
     compare(
         number(value),
@@ -249,65 +262,73 @@ def _stop(
     section=_STOPPING,
 )
 def _early_stopping(answer: Any) -> None:
+    _stops_by_patience(answer)
+    _needs_a_minimum_change(answer)
+    if not equal(_pair(call(answer, [0.7, 0.6, 0.5], 1, 0.0)), _epochs((3, 3))):
+        raise Wrong("When every epoch improves, nothing stops: for [0.7, 0.6, 0.5] the best and the last epoch are 3.")
+
+
+def _stops_by_patience(answer: Any) -> None:
     losses = [0.60, 0.50, 0.52, 0.49, 0.53, 0.51, 0.52, 0.48, 0.49, 0.50, 0.46]
     best, last = _stop(losses, 2)
     lowest = losses.index(min(losses)) + 1
-
-    def pair(value: tuple[float, float]) -> torch.Tensor:
-        return torch.tensor(value, dtype=torch.float64)
-
     compare(
         _pair(call(answer, list(losses), 2, 0.0)),
-        pair((best, last)),
+        _epochs((best, last)),
         [
-            (pair((last, best)), "You return the two in the wrong order: the best epoch first, then the last one."),
-            (pair((best - 1, last - 1)), "You count the epochs from 0. The first epoch is 1."),
+            (_epochs((last, best)), "You return the two in the wrong order: the best epoch first, then the last one."),
+            (_epochs((best - 1, last - 1)), "You count the epochs from 0. The first epoch is 1."),
             (
-                pair((last, last)),
+                _epochs((last, last)),
                 "You keep the weights of the last epoch. Those of the best one are wanted: remember its number.",
             ),
-            (pair((lowest, len(losses))), "It never stops. Count the evaluations in a row that did not improve."),
+            (_epochs((lowest, len(losses))), "It never stops. Count the evaluations in a row that did not improve."),
             (
-                pair((lowest, last)),
+                _epochs((lowest, last)),
                 "You look at losses that come after the stop. Training never got there.",
             ),
             (
-                pair(_stop(losses, 2, reset=False)),
+                _epochs(_stop(losses, 2, reset=False)),
                 "Your counter is not set back. An improvement starts it at 0 again.",
             ),
             (
-                pair(_stop(losses, 2, against="previous")),
+                _epochs(_stop(losses, 2, against="previous")),
                 "You compare with the epoch before. Compare with the best epoch so far.",
             ),
             (
-                pair(_stop(losses, 2, late=1)),
+                _epochs(_stop(losses, 2, late=1)),
                 "You stop one epoch too late. With patience 2, the second bad epoch in a row is the last.",
             ),
-            (pair(_stop(losses, 1)), "You stop at the first bad epoch. The patience is an argument: here it is 2."),
+            (_epochs(_stop(losses, 1)), "You stop at the first bad epoch. The patience is an argument: here it is 2."),
         ],
         f"For the losses {losses} and patience 2 it is {(best, last)}.",
     )
+
+
+def _needs_a_minimum_change(answer: Any) -> None:
     slow = [0.500, 0.495, 0.489, 0.485, 0.484, 0.483]
     change = 0.01
     compare(
         _pair(call(answer, list(slow), 2, change)),
-        pair(_stop(slow, 2, change)),
+        _epochs(_stop(slow, 2, change)),
         [
-            (pair(_stop(slow, 2)), "You do not use minimum_change: a smaller improvement does not count as one."),
+            (_epochs(_stop(slow, 2)), "You do not use minimum_change: a smaller improvement does not count as one."),
             (
-                pair(_stop(slow, 2, change, against="lowest")),
+                _epochs(_stop(slow, 2, change, against="lowest")),
                 "A slow but steady fall counts too: compare with the loss of the last epoch that improved, not with "
                 "the lowest loss.",
             ),
             (
-                pair(_stop(slow, 2, change, against="previous")),
+                _epochs(_stop(slow, 2, change, against="previous")),
                 "A slow but steady fall counts too: compare with the loss of the best epoch, not with the epoch before.",
             ),
         ],
         f"For the losses {slow}, patience 2 and minimum_change {change} it is {_stop(slow, 2, change)}.",
     )
-    if not equal(_pair(call(answer, [0.7, 0.6, 0.5], 1, 0.0)), pair((3, 3))):
-        raise Wrong("When every epoch improves, nothing stops: for [0.7, 0.6, 0.5] the best and the last epoch are 3.")
+
+
+def _epochs(value: tuple[int, int]) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
 
 
 def _pair(value: Any) -> torch.Tensor:
@@ -350,6 +371,13 @@ def _accumulated_step(answer: Any) -> None:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     value = _called(answer, model, batches, optimizer)
+    _one_by_one(model)
+    _accumulated_weights(model.weights())
+    _accumulated_loss(value)
+
+
+def _one_by_one(model: _Tiny) -> None:
+    """The model saw each small batch by itself, and its mask."""
     if any(size > max(_UNEQUAL) for size in model.sizes):
         raise Wrong(
             "You put the batches together. That is right, and needs the memory that you wanted to save: call the model "
@@ -358,17 +386,20 @@ def _accumulated_step(answer: Any) -> None:
     if not all(model.masked):
         raise Wrong("The model got no attention_mask. Pass the whole batch: model(**batch).")
 
-    def share(size: int, sizes: list[int]) -> float:
-        return size / sum(sizes)
 
+def _share(size: int, sizes: list[int]) -> float:
+    return size / sum(sizes)
+
+
+def _accumulated_weights(weights: torch.Tensor) -> None:
     stale = _Tiny()
     with torch.no_grad():
         for parameter in stale.parameters():
             parameter.sub_(1.0)
-    leftover = _accumulate(share) + stale.weights() - _Tiny().weights()
+    leftover = _accumulate(_share) + stale.weights() - _Tiny().weights()
     compare(
-        model.weights(),
-        _accumulate(share),
+        weights,
+        _accumulate(_share),
         [
             (_Tiny().weights(), "The weights did not change. Did you call optimizer.step() after the last batch?"),
             (leftover, "A gradient was left over from the step before. Call optimizer.zero_grad() first."),
@@ -383,7 +414,7 @@ def _accumulated_step(answer: Any) -> None:
                 "half as large, and its texts would count double. Take each batch's share of the texts.",
             ),
             (
-                _accumulate(share, fresh=True),
+                _accumulate(_share, fresh=True),
                 "zero_grad() stands inside the loop, so only the last batch counts. Call it once, before the loop.",
             ),
             (
@@ -396,7 +427,7 @@ def _accumulated_step(answer: Any) -> None:
                     "The optimiser steps after each batch. That is ordinary training with small batches: step once, "
                     "after the last.",
                 )
-                for weigh in (share, lambda size, sizes: 1.0, lambda size, sizes: 1 / len(sizes))
+                for weigh in (_share, lambda size, sizes: 1.0, lambda size, sizes: 1 / len(sizes))
                 for fresh in (True, False)
             ),
             (
@@ -406,6 +437,9 @@ def _accumulated_step(answer: Any) -> None:
         ],
         "The weights are not those of one step with all texts in one batch.",
     )
+
+
+def _accumulated_loss(value: Any) -> None:
     sizes = list(_UNEQUAL)
     losses = [_Tiny()(**batch).loss.item() for batch in _batches(_UNEQUAL)]
     right = sum(size * loss for size, loss in zip(sizes, losses, strict=True)) / sum(sizes)
