@@ -110,8 +110,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def _say_unit(item: Any, name: str) -> None:
     """Put the unit behind the test's identifier, where xdist looks for it.
 
-    xdist 3.8 does that itself for the marker `xdist_group`, but writes into a field that pytest 9.2 no longer reads. Every
-    test was then a unit of its own, and the cells of a notebook met two kernels.
+    xdist 3.8 does that itself for the marker `xdist_group`, but writes into a field that pytest 9.2 no longer reads. So
+    every test was a unit of its own, and the cells of a notebook met two kernels.
     """
     said = f"{item.nodeid}@{name}"
     if hasattr(item, "_id"):

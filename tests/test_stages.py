@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -244,6 +245,17 @@ def test_one_pool_holds_tests_and_notebooks(suite: Path, monkeypatch: pytest.Mon
     assert times["test_it.py::test_spread[1]"]["processor"] >= 1
     assert [node for node, row in times.items() if row["failed"]] == ["test_it.py::test_waits"]
     assert "slow machine or hang" in said and "It does not say that a result is wrong" in said
+
+
+def test_a_unit_stays_on_one_core(suite: Path) -> None:
+    """With three cores: a notebook's second cell needs the kernel that ran the first."""
+    three = ("-v", "-n", "3", "--dist", "loadgroup", "--no-loadscope-reorder", "--nbval")
+    said, _ = run(suite, *three, "-m", "not network", ".")
+    cores: dict[str, set[str]] = {}
+    for core, unit in re.findall(r"^\[(gw\d)\].* \S+::.*@(\S+)", said, re.MULTILINE):
+        cores.setdefault(unit, set()).add(core)
+    assert len(cores) == 8 and {len(those) for those in cores.values()} == {1}, said
+    assert len(set().union(*cores.values())) == 3
 
 
 def test_a_kernel_starts_with_the_first_environment(suite: Path) -> None:
