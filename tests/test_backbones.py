@@ -313,8 +313,8 @@ def test_a_weight_of_another_shape_is_named(folders: dict[str, Path], tmp_path: 
     for family, loads in (("bert", load_classifier), ("gpt2", load_causal_lm)):
         folder = tmp_path / family
         shutil.copytree(folders[family], folder)
-        config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 7}))
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 7}), encoding="utf-8")
         with pytest.raises(BackboneError, match=r"has the shape \(\d+, 32\) in the file, but .* asks for \(7, 32\)"):
             loads(folder)
 
@@ -322,8 +322,10 @@ def test_a_weight_of_another_shape_is_named(folders: dict[str, Path], tmp_path: 
 def test_a_language_model_without_its_output_layer(folders: dict[str, Path], tmp_path: Path) -> None:
     """Its answers would be drawn at random, without a word."""
     shutil.copytree(folders["gpt2"], tmp_path / "model")
-    config = json.loads((tmp_path / "model" / "config.json").read_text())
-    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps(config | {"tie_word_embeddings": False}), encoding="utf-8"
+    )
     with pytest.raises(BackboneError, match=r"holds no weights for lm_head\.weight"):
         load_causal_lm(tmp_path / "model")
 

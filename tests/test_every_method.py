@@ -290,7 +290,8 @@ def test_padding_changes_nothing(case: Case, kind: str) -> None:
             row_alone = {k: v[row : row + 1] if v.ndim == 1 else v[row : row + 1, mask] for k, v in batch.items()}
             alone = logits(model, row_alone)
             real = together[row, mask] if kind in LANGUAGE_MODELS else together[row]
-            assert relative(alone[0], real) <= rounding(), (row, left)
+            # Both are rounded, each in its own way: their products have other shapes.
+            assert relative(alone[0], real) <= 2 * rounding(), (row, left)
 
 
 @every(*LANGUAGE_MODELS)

@@ -243,7 +243,7 @@ def test_what_is_copied_first_is_enough_to_install_the_course(tmp_path: Path) ->
 
 def test_the_image_copies_the_labs_and_then_starts_what_it_was_asked_for(tmp_path: Path) -> None:
     python = tmp_path / "python"
-    python.write_text('#!/bin/sh\necho "python $@"\n')
+    python.write_text('#!/bin/sh\necho "python $@"\n', encoding="utf-8")
     python.chmod(0o755)
     (entry,) = [json.loads(rest) for kind, rest in instructions() if kind == "ENTRYPOINT"]
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}

@@ -179,7 +179,7 @@ def test_errors_travel() -> None:
     [
         ("import gc", "gc"),
         ("from sys import _getframe", "sys._getframe"),
-        ("import course_utils.exercises.checking as r", "registry"),
+        ("import course_utils.exercises.checking as r", "checking"),
         ("x.__globals__", "__globals__"),
         ("f.f_back", "f_back"),
         ("import torch\ntorch.equal = 1", "torch.equal"),

@@ -27,7 +27,7 @@ def cited() -> dict[str, set[str]]:
             lines = [line for line in text.splitlines() if not line.startswith("#")]  # they say how it is written
             text = "\n".join(lines)
             groups = re.findall(r"\{cite:\w+\}`([^`]+)`", text) + re.findall(r"\bcite: (\w+)", text)
-        for key in (key.strip() for group in groups for key in group.split(",")):
+        for key in (key.strip() for group in groups if "{{" not in group for key in group.split(",")):
             found.setdefault(key, set()).add(file.name)
     return found
 

@@ -256,7 +256,7 @@ def test_a_state_that_would_run_commands_is_not_read(tmp_path: Path) -> None:
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
-    (tmp_path / "run").write_text("")
+    (tmp_path / "run").write_text("", encoding="utf-8")
     with pytest.raises(TrainingError, match=r"resume names a folder for the state of the run, and .*run is a file"):
         train(LoRAConfig(), tmp_path / "run")
 

@@ -16,6 +16,7 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from sphinx.parsers import RSTParser
 from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.docutils import SphinxRole
 from sphinx.util.nodes import make_refnode
+
+ROOT = Path(__file__).parents[2]
 
 #: Characters of a line of code beside its explanation.
 WIDTH = 84
@@ -267,7 +270,20 @@ def link_to_file(domain: str, info: dict[str, str]) -> str | None:
     """The place of an object in the page of its file, seen from a page of `book/library`."""
     if domain != "py" or not info["module"].startswith("course_utils"):
         return None
-    return f"../../{info['module'].replace('.', '/')}.html#{nodes.make_id(info['fullname'])}"
+    page = f"../../{info['module'].replace('.', '/')}.html"
+    return f"{page}#{nodes.make_id(info['fullname'])}" if _has_anchor(info["module"], info["fullname"]) else page
+
+
+@cache
+def _has_anchor(module: str, name: str) -> bool:
+    """Whether the page of a file has a heading for a name: classes and functions have one, constants have not."""
+    body = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8")).body
+    for part in name.split("."):
+        found = [node for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef) and node.name == part]
+        if not found:
+            return False
+        body = found[0].body
+    return True
 
 
 # --- names as links --------------------------------------------------------------------------------------------------

@@ -148,7 +148,7 @@ def load_causal_lm(
     return model.train(), tokenizer
 
 
-class _OtherShapeError(RuntimeError):
+class _OtherShapeError(CourseError, RuntimeError):
     """A weight in the file has another shape than in the model; transformers' own error says only to look above."""
 
 

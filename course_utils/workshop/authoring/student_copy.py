@@ -27,7 +27,7 @@ _FILES = (
     "pyproject.toml",
 )
 _FOLDERS = ("book", "labs", "course_utils")
-_LEFT_OUT = ("_build", "__pycache__", ".*", "*.egg-info")
+_LEFT_OUT = ("_build", "__pycache__", ".*", "*.egg-info", "chapter")  # the last: a template, with its answers
 #: What `make` offers in the copy; the other targets need the solutions, the tests or the repository.
 TARGETS = frozenset({"help", "assets", "book", "lab", "reset", "doctor", "clean", "$(VENV)/installed"})
 _README = """# {title}
