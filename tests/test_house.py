@@ -6,6 +6,7 @@ import ast
 import re
 from collections import defaultdict
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import jupytext
@@ -125,7 +126,11 @@ def missing(code: str) -> list[str]:
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "course_utils":
             room = import_module(node.module or "")
-            found += [f"{node.module}.{name.name}" for name in node.names if not hasattr(room, name.name)]
+            for name in (f"{node.module}.{one.name}" for one in node.names):
+                if (
+                    not hasattr(room, name.rpartition(".")[2]) and find_spec(name) is None
+                ):  # a module of the room counts
+                    found.append(name)
     return found
 
 

@@ -35,6 +35,8 @@ from sphinx.util.nodes import make_refnode
 
 ROOT = Path(__file__).parents[2]
 
+#: The rooms whose files are pages, as _toc.yml lists them.
+_WITH_PAGES = tuple(f"course_utils.{room}." for room in ("methods", "training", "checkpoints", "distillation"))
 #: Characters of a line of code beside its explanation.
 WIDTH = 84
 _ROOM = re.compile(r"^```\{room\} ([\w.]+)\n```$", re.MULTILINE)
@@ -268,7 +270,7 @@ def shorten(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: li
 
 def link_to_file(domain: str, info: dict[str, str]) -> str | None:
     """The place of an object in the page of its file, seen from a page of `book/library`."""
-    if domain != "py" or not info["module"].startswith("course_utils"):
+    if domain != "py" or not info["module"].startswith(_WITH_PAGES):
         return None
     page = f"../../{info['module'].replace('.', '/')}.html"
     return f"{page}#{nodes.make_id(info['fullname'])}" if _has_anchor(info["module"], info["fullname"]) else page
