@@ -127,9 +127,8 @@ def missing(code: str) -> list[str]:
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "course_utils":
             room = import_module(node.module or "")
             for name in (f"{node.module}.{one.name}" for one in node.names):
-                if (
-                    not hasattr(room, name.rpartition(".")[2]) and find_spec(name) is None
-                ):  # a module of the room counts
+                is_module = find_spec(name) is not None  # which may be imported from its room, too
+                if not is_module and not hasattr(room, name.rpartition(".")[2]):
                     found.append(name)
     return found
 
