@@ -7,7 +7,9 @@ import os
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # two-process tests fork
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pool
 import pytest
@@ -18,6 +20,9 @@ from transformers import PreTrainedTokenizerBase
 
 from course_utils.models.assets import fetch
 from course_utils.models.backbones import load_classifier
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 # Two threads that wait for each other on a busy machine make a tiny model a hundred times slower (measured), so only
 # who asks gets more than one: `make test-processors` does.
@@ -108,3 +113,18 @@ def minilm_folder() -> Path:
 def tokenizer(minilm_folder: Path) -> PreTrainedTokenizerBase:
     """The default backbone's tokenizer."""
     return load_classifier("minilm")[1]
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """One browser for all files that look at the built book: a process can drive no second one beside it."""
+    from browser import HTML, NoBrowserError, open_browser  # what opens no page needs no browser's package
+
+    assert (HTML / "index.html").is_file(), "the book is not built: run `make book`"
+    try:
+        with open_browser() as opened:
+            yield opened
+    except NoBrowserError as error:
+        if os.environ.get("CI"):
+            pytest.fail(f"CI must look at the book in a browser, but {error}")
+        pytest.skip(str(error))

@@ -1,6 +1,6 @@
 """How all tests and notebooks share the cores in one run of pytest, and what each of them used.
 
-`conftest.py` registers this module. Four things happen here:
+`conftest.py` registers this module. Five things happen here:
 
 * **Units.** With `--dist loadgroup` a free core takes the next unit from one queue, the longest first. A notebook is a
   unit, because one kernel serves it. So are the tests of a file that share a fixture of its module: what took long to
@@ -10,6 +10,7 @@
 * **Processor seconds.** After each test its report gets the seconds (user and system) that its process has used since
   the one before, with those of its children: of the ended ones, and of those that live on, like a browser.
 * **The network.** Who needs a package index asks for the fixture `network`.
+* **What lab and solution train alike** is trained once (`remembered.py`).
 * **Fast tests.** Of the files that `conftest.py` names, `--fast` leaves out what `tests/stages.json` knows as slow: the
   same tests on every computer.
 """
@@ -18,14 +19,17 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+import remembered
 
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "tests" / "stages.json"
@@ -37,6 +41,7 @@ _environment: dict[str, str] = {}
 _times: dict[str, dict[str, Any]] = {}
 _before = 0.0
 _UNIT = pytest.StashKey[str]()
+_REMEMBERED = pytest.StashKey[str]()
 
 
 def table() -> dict[str, Any]:
@@ -157,9 +162,29 @@ def network() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Remember the environment, and say what `spread` means."""
+    """Remember the environment, say what `spread` means, and let the notebooks of one run share what they train."""
     config.addinivalue_line("markers", "spread: each parameter of the test may run on another core")
     _environment.update({name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"})
+    if config.getoption("nbval", default=False) and os.environ.get("COURSE_REMEMBER") != "0":
+        folder = getattr(config, "workerinput", {}).get("remembered")
+        if folder is None:
+            folder = tempfile.mkdtemp(prefix="remembered-")
+            remembered.prepare(Path(folder))
+            config.stash[_REMEMBERED] = folder
+        _environment.update({"IPYTHONDIR": folder, remembered.FOLDER: folder})
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """The workers of xdist share the folder of the process that starts them."""
+    if _REMEMBERED in node.config.stash:
+        node.workerinput["remembered"] = node.config.stash[_REMEMBERED]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Forget what was trained."""
+    if _REMEMBERED in config.stash:
+        shutil.rmtree(config.stash[_REMEMBERED], ignore_errors=True)
 
 
 #: What the report of a limit of wall time says; it is not the result that is wrong.

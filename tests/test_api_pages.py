@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import importlib
 import io
-import os
 import re
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import cast
 
 import pytest
 import yaml
-from browser import HTML, NoBrowserError, open_browser
+from browser import HTML
 from playwright.sync_api import Browser
 from sphinx.application import Sphinx
 from sphinx.config import Config
@@ -289,7 +288,7 @@ def test_every_file_of_a_room_is_in_the_contents() -> None:
 # --- the built pages -------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def built() -> Path:
     if not (HTML / "book" / "library" / "methods.html").is_file():
         pytest.fail("the book is not built: run `make book`")
@@ -326,17 +325,6 @@ def test_chapters_lead_to_the_reference_and_to_the_files(built: Path) -> None:
     }
     methods = [name for name in linked if name.split(".")[-2][:1].isupper()]
     assert len(linked) >= 10 and not methods
-
-
-@pytest.fixture(scope="module")
-def browser(built: Path) -> Iterator[Browser]:
-    try:
-        with open_browser() as opened:
-            yield opened
-    except NoBrowserError as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI must look at the book in a browser, but {error}")
-        pytest.skip(str(error))
 
 
 _CUT = """() => [...document.querySelectorAll('.excerpt pre, .beside pre')]

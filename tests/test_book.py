@@ -16,7 +16,7 @@ from urllib.parse import unquote, urldefrag, urlparse
 import axe_playwright_python
 import pytest
 import yaml
-from browser import HTML, NoBrowserError, open_browser, serve
+from browser import HTML, serve
 from patience import PATIENCE
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page
 from sphinx.application import Sphinx
@@ -407,18 +407,6 @@ class Watched:
 HEIGHTS = {360: 740, 1440: 900}
 #: Colours → where from, and the widths in the order in which the page has them.
 VIEWS = {"light": ("http", (360, 1440)), "dark": ("file", (1440, 360))}
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Browser]:
-    assert (HTML / "index.html").is_file(), "the book is not built: run `make book`"
-    try:
-        with open_browser() as opened:
-            yield opened
-    except NoBrowserError as error:
-        if os.environ.get("CI"):
-            pytest.fail(f"CI must look at the book in a browser, but {error}")
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
