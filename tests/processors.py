@@ -79,7 +79,7 @@ class Variant:
             jobs = max(1, min(4, os.cpu_count() or 1) // self.threads)
         command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-n", str(jobs), "--dist", "loadfile", *files]
         if files[0].endswith(".ipynb"):
-            command += ["--nbval", f"--nbval-cell-timeout={CELL_SECONDS}"]
+            command += ["tests/conftest.py", "--nbval", f"--nbval-cell-timeout={CELL_SECONDS}"]
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w", encoding="utf-8") as output:
             # Another pytest may have started this one, and its variables are not meant for it.
@@ -111,10 +111,15 @@ def tree() -> str:
 
 
 def chunks() -> list[list[str]]:
-    """All test files and all notebooks, a few at a time."""
-    kinds = [ROOT.glob("tests/test_*.py"), ROOT.glob("labs/*.ipynb"), ROOT.glob("solutions/*.ipynb")]
-    named = [sorted(path.relative_to(ROOT).as_posix() for path in kind) for kind in kinds]
-    return [files[i : i + CHUNK] for files in named for i in range(0, len(files), CHUNK)]
+    """All test files and all notebooks, a few at a time; a solution with its lab, which trains for both."""
+    tests, labs, solutions = (
+        sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
+        for pattern in ("tests/test_*.py", "labs/*.ipynb", "solutions/*.ipynb")
+    )
+    half = CHUNK // 2
+    return [tests[i : i + CHUNK] for i in range(0, len(tests), CHUNK)] + [
+        labs[i : i + half] + solutions[i : i + half] for i in range(0, len(labs), half)
+    ]
 
 
 class Memory:
