@@ -4,6 +4,7 @@
     python tests/processors.py equality    # the comparisons with peft, on the plainest of these processors: minutes;
                                            # `make test` runs them, too
     python tests/processors.py table       # what was found so far
+    python tests/processors.py --only "AVX2, 1 thread"
 
 PyTorch, oneDNN and MKL choose their kernels by the processor's instructions, and a variable forbids each of them the
 newer ones. So a processor with AVX-512 computes as one with AVX2 does, or as one with neither. The last row is no
@@ -177,7 +178,9 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("what", nargs="?", choices=("all", "equality", "table"), default="all")
-    what = parser.parse_args().what
+    parser.add_argument("--only", choices=[variant.name for variant in VARIANTS], help="one row of the table")
+    options = parser.parse_args()
+    what = options.what
     if what == "equality":
         log = FOLDER / "equality.log"
         passed = PLAIN_IN_ANY_ORDER.run(EQUALITY, log)
@@ -185,6 +188,8 @@ def main() -> int:
         return int(not passed)
     memory = Memory(tree())
     for variant in VARIANTS if what == "all" else []:
+        if options.only not in (None, variant.name):
+            continue
         for files in wanted(variant):
             if not memory.of(variant, files):
                 print(f"{variant.name}: {files[0]} to {files[-1]}", end=" ", flush=True)
