@@ -44,6 +44,7 @@ help:
 	@echo "make test-floors, make test-newest: the methods' tests with the lowest and with the newest versions admitted"
 	@echo "make test-device: the methods' tests and the solutions on a GPU (DEVICE=cuda), or on a pretended one"
 	@echo "make test-processors: the tests and the notebooks as on older processors, with one thread and with two (hours)"
+	@echo "make lock       renew constraints.txt from pyproject.toml: make lock ARGS=--upgrade for the newest versions"
 	@echo "make links      ask for each address outside that the book names"
 	@echo "make clean      remove the environment and the built book, but not the fetched model and data"
 
@@ -165,6 +166,17 @@ test-device: $(VENV)/installed-test assets
 	@echo '__import__("models")' > $(KERNELS)/profile_default/startup/device.py  # each kernel begins with tests/models.py
 	@IPYTHONDIR="$(CURDIR)/$(KERNELS)" PYTHONPATH=tests $(parallel) -p pool --nbval-lax solutions \
 		--nbval-cell-timeout=$(CELL_TIMEOUT)
+
+# The exact versions of constraints.txt, for every platform: kept where they fit; `make lock ARGS=--upgrade` takes the
+# newest. uv has an environment of its own, because nothing else needs it.
+LOCK := build/uv
+lock_command = $(LOCK)/bin/uv pip compile pyproject.toml --universal --python-version 3.11 --no-annotate --quiet \
+	--custom-compile-command "make lock" --output-file constraints.txt $(addprefix --extra ,lab book test) $(ARGS)
+
+.PHONY: lock
+lock:
+	@test -x $(LOCK)/bin/uv || { $(PYTHON) -m venv $(LOCK) && $(LOCK)/bin/python -m pip install --quiet uv; }
+	@$(lock_command)
 
 # On the processors that this one can be made to be, with one thread and with two: hours. Begun again, it goes on where it
 # stopped, as long as no file changed. ARGS=table shows what was found; ARGS=equality takes minutes.

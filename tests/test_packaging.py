@@ -30,8 +30,8 @@ ADDRESS = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["re
 def pins() -> dict[str, str]:
     """Package → version, from constraints.txt."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    split = [line.split("==") for line in lines if not line.startswith("#")]
-    return {canonicalize_name(name): version for name, version in split}
+    found = [Requirement(line) for line in lines if not line.startswith("#")]
+    return {canonicalize_name(one.name): str(one.specifier).removeprefix("==") for one in found}
 
 
 def tracked() -> list[Path]:
@@ -62,6 +62,26 @@ def test_each_requirement_is_pinned_and_its_floor_is_met(line: str) -> None:
 def test_constraints_fit_every_platform() -> None:
     assert "course-utils" not in pins() and "pip" not in pins()
     assert not [version for version in pins().values() if not re.fullmatch(r"[0-9.]+(post\d+)?", version)]
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
+def test_what_only_one_platform_needs_is_pinned_too(platform: str) -> None:
+    """A terminal on Windows, naps on a Mac, the libraries for NVIDIA cards on Linux: all were taken as they came."""
+    own = {"linux": ["pexpect", "triton", "nvidia-cublas"], "darwin": ["pexpect", "appnope"], "win32": ["pywinpty"]}
+    system = "nt" if platform == "win32" else "posix"
+    where = {"sys_platform": platform, "os_name": system, "platform_machine": "x86_64"}
+    lines = [Requirement(line) for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()[2:]]
+    there = {one.name for one in lines if one.marker is None or one.marker.evaluate(where)}
+    assert there.issuperset(own[platform])
+
+
+@pytest.mark.usefixtures("network")
+def test_the_exact_versions_are_what_the_command_makes(tmp_path: Path) -> None:
+    """A requirement that was added or raised, and `make lock` forgotten, is seen."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    subprocess.run(["make", "--quiet", "lock"], cwd=tmp_path, check=True)
+    assert (tmp_path / "constraints.txt").read_text() == (ROOT / "constraints.txt").read_text()
 
 
 def test_requirements_are_floors_not_pins() -> None:
