@@ -170,14 +170,16 @@ def test_forward_loss_and_gradients_equal_peft(kind: str, method: str) -> None:
 def test_ten_steps_give_peft_s_weights(kind: str, method: str) -> None:
     ours, theirs = pair(kind, config_for(kind, method))
     for model in (ours, theirs):
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        # Adam divides a gradient by its size, and makes much of the last digits of a small one: it is for equal bits.
+        optimizer = torch.optim.AdamW(trained, lr=1e-2) if kind in FIRST_TOKEN else torch.optim.SGD(trained, lr=0.5)
         for step in range(10):
             optimizer.zero_grad()
             model(**batch_for(kind, seed=step)).loss.backward()
             optimizer.step()
     for name, parameter in peft_trainable(theirs, find_body(ours)[0]).items():
-        # Adam divides by the size of a gradient, and makes much of the last digits of a small one.
-        assert same(kind, trainable_parameters(ours)[name], parameter, 1e-3), name
+        # What ten steps of SGD add to a weight is ten gradients, shorter together than the weight itself.
+        assert same(kind, trainable_parameters(ours)[name], parameter), name
 
 
 @pytest.mark.parametrize("method", METHODS)
