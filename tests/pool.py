@@ -201,7 +201,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report.processor_seconds, report.unit = 0.0, unit(item)
     if call.when == "teardown":  # counted once for a test, because to look for its children takes milliseconds
         now = used()
-        report.processor_seconds, _before = now - _before, now
+        # What a browser used is no longer seen once it has ended.
+        report.processor_seconds, _before = max(0.0, now - _before), now
     if call.excinfo and report.failed and ran_out_of_time(call.excinfo):
         report.sections.append(("slow machine or hang", PATIENCE))
     return report
