@@ -26,4 +26,4 @@ def test_ours_equals_peft_on_the_plainest_processor(part: int, tmp_path: Path) -
 
 
 def test_what_is_run_exists() -> None:
-    assert all((processors.ROOT / file).is_file() for file in processors.EQUALITY)
+    assert all((processors.ROOT / file).is_file() for file in [*processors.EQUALITY, *processors.SHOWN])
