@@ -186,7 +186,7 @@ test-processors: $(VENV)/installed-test assets
 
 lab: assets
 	@$(BIN)/python -m course_utils my-labs
-	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/my_labs $(ARGS)
+	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/my_labs/00_start.ipynb $(ARGS)
 
 reset: $(VENV)/installed
 	@test -n "$(LAB)" || { echo "Which lab? Say for example: make reset LAB=09" >&2; exit 1; }

@@ -195,7 +195,7 @@ def answer(course: Path, text: str = "x = 1  # mine") -> Path:
 
 def test_labs_are_copied_once(course: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert my_labs.main(["--course", str(course)]) == 0
-    assert capsys.readouterr().out == "3 lab(s) copied to my_labs\n"
+    assert capsys.readouterr().out == "4 notebook(s) copied to my_labs\n"
     for path in (course / "labs").iterdir():
         assert (course / "my_labs" / path.name).read_bytes() == path.read_bytes()
     assert my_labs.update(course) == ["your labs are in my_labs"]
@@ -209,7 +209,7 @@ def test_an_update_renews_what_nobody_changed_and_never_an_answer(course: Path) 
         path.write_text(path.read_text(encoding="utf-8") + "\n", encoding="utf-8")  # the course was updated
     said = my_labs.update(course)
     assert said == [
-        "1 lab(s) copied to my_labs",
+        "1 notebook(s) copied to my_labs",
         "my_labs/09_lora.ipynb holds your work, and the course has a newer one: make reset LAB=09",
     ]
     assert mine.read_bytes() == before

@@ -11,3 +11,9 @@ from .debugging_patients import (
     tiny_batch as tiny_batch,
     tiny_classifier as tiny_classifier,
 )
+from .solved import (
+    LabProgress as LabProgress,
+    Progress as Progress,
+    ProgressError as ProgressError,
+    progress as progress,
+)

@@ -1,7 +1,8 @@
 """A learner's own copies of the labs: `make lab` opens them, and no update ever touches an answer.
 
 `my_labs/` lies beside `labs/`; git ignores it. A lab that is missing there is copied, one that nobody has changed is
-renewed, and one with somebody's work stays as it is: then a line says that the course has a newer one.
+renewed, and one with somebody's work stays as it is: then a line says that the course has a newer one. The start
+notebook says which lab comes next, and what has been solved.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from course_utils.errors import CourseError
 
 FOLDER = "my_labs"
+START = "00_start.ipynb"
 _MEMORY = ".copied.json"  # name → sha256 of the file that was copied
 
 
@@ -52,20 +54,20 @@ def update(course: Path) -> list[str]:
     fresh = newer = 0
     said = []
     for original in _originals(course):
-        mine, digest = folder / original.name, _sha256(original)
-        if mine.exists() and memory.get(original.name) == digest:
+        mine, digest = folder / _name(original), _sha256(original)
+        if mine.exists() and memory.get(mine.name) == digest:
             continue
-        if mine.exists() and _sha256(mine) not in (digest, memory.get(original.name)):
+        if mine.exists() and _sha256(mine) not in (digest, memory.get(mine.name)):
             newer += 1
             said.append(
                 f"{FOLDER}/{mine.name} holds your work, and the course has a newer one: make reset LAB={_number(mine)}"
             )
             continue
         _copy(original, mine)
-        memory[original.name] = digest
+        memory[mine.name] = digest
         fresh += 1
     _remember(course, memory)
-    return [f"{fresh} lab(s) copied to {FOLDER}" if fresh else f"your labs are in {FOLDER}", *said]
+    return [f"{fresh} notebook(s) copied to {FOLDER}" if fresh else f"your labs are in {FOLDER}", *said]
 
 
 def reset(course: Path, lab: str) -> str:
@@ -80,10 +82,12 @@ def reset(course: Path, lab: str) -> str:
     """
     wanted = lab.zfill(2) if lab.isdecimal() else lab.removesuffix(".ipynb")
     labs = [path for path in _originals(course) if path.suffix == ".ipynb"]
-    found = [path for path in labs if wanted in (path.stem, _number(path))]
+    found = [path for path in labs if wanted in (Path(_name(path)).stem, _number(path))]
     if len(found) != 1:
-        raise LabsError(f"there is no lab {lab!r}; say LAB=09 for one of {', '.join(path.stem for path in labs)}")
-    mine = course / FOLDER / found[0].name
+        raise LabsError(
+            f"there is no lab {lab!r}; say LAB=09 for one of {', '.join(Path(_name(path)).stem for path in labs)}"
+        )
+    mine = course / FOLDER / _name(found[0])
     kept = ""
     if mine.exists():
         old = next(
@@ -103,11 +107,15 @@ def _originals(course: Path) -> list[Path]:
         raise LabsError(
             f"there are no labs in {course / 'labs'}: run this in the course's folder, or name it: --course"
         )
-    return found
+    return [Path(__file__).with_name("start.ipynb"), *found]
+
+
+def _name(original: Path) -> str:
+    return START if original.parent == Path(__file__).parent else original.name
 
 
 def _number(path: Path) -> str:
-    return path.stem.partition("_")[0]
+    return _name(path).partition("_")[0]
 
 
 def _copy(original: Path, mine: Path) -> None:
