@@ -26,6 +26,7 @@ from .instructions import (
     score_answers as score_answers,
 )
 from .labels import refuse_wrong_labels as refuse_wrong_labels
+from .own_data import OwnTexts as OwnTexts, read_own as read_own
 from .ratings import DOMAINS as DOMAINS, load_ratings as load_ratings
 from .splits import (
     load_sentiment as load_sentiment,

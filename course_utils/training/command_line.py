@@ -3,9 +3,11 @@
     python -m course_utils train lora --rank 4 --epochs 2 --out trained
     torchrun --nproc-per-node 2 -m course_utils train lora --out trained
     python -m course_utils train lora --help        # with the settings of LoRA
+    python -m course_utils train lora --data reviews.csv --label stars --out trained   # texts of your own
 
-Both take the same steps: `--batch-size` texts a step, however many processes share them. The first process alone
-prints and saves: the checkpoint, which peft loads where it has the method, and `history.json`.
+All take the same steps: `--batch-size` texts a step, however many processes share them. The first process alone
+prints and saves: the checkpoint, which peft loads where it has the method, and `history.json`. Of texts of your own the
+best epoch is chosen on validation, and the test is taken once, at the end.
 """
 
 from __future__ import annotations
@@ -15,21 +17,28 @@ import inspect
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import torch
 from accelerate import PartialState
+from datasets import DatasetDict
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.checkpoints import save
 from course_utils.data.batching import make_loader
+from course_utils.data.own_data import read_own
 from course_utils.data.splits import load_sentiment
 from course_utils.errors import CourseError
 from course_utils.evaluation import results
+from course_utils.evaluation.intervals import accuracy_interval
+from course_utils.evaluation.metrics import majority_accuracy, score
+from course_utils.evaluation.prediction import predict
 from course_utils.methods import count_parameters, inject
 from course_utils.methods.registry import Method, studied
-from course_utils.models.backbones import load_classifier
+from course_utils.models.backbones import LABELS, load_classifier
 from course_utils.training.config import TrainingConfig, TrainingError
 from course_utils.training.distributed import without_dropout
 from course_utils.training.loop import fit
@@ -45,7 +54,7 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if name is None:
         parser.error(f"the method comes first: {COMMAND} {options.method} --out {options.out} ...")
-    if options.batch_size < 1 or options.texts < 1:
+    if options.batch_size < 1 or (options.texts is not None and options.texts < 1):
         parser.error(f"--texts and --batch-size must be at least 1, got {options.texts} and {options.batch_size}")
     if options.out.exists():
         parser.error(f"{options.out} exists already; name a new folder")
@@ -75,8 +84,17 @@ def _parser(name: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("method", choices=studied(), metavar="METHOD", help=f"one of {', '.join(studied())}")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint; must not exist yet")
-    parser.add_argument("--texts", type=int, default=256, help="training tweets (default 256)")
-    parser.add_argument("--batch-size", type=int, default=32, help="tweets a step, all processes together (default 32)")
+    parser.add_argument("--texts", type=int, help="training texts (default 256 tweets, or all of your own)")
+    parser.add_argument("--batch-size", type=int, default=32, help="texts a step, all processes together (default 32)")
+    own = parser.add_argument_group("texts of your own, instead of the tweets")
+    own.add_argument("--data", type=Path, metavar="FILE", help="CSV, TSV or JSON lines with a text and a label each")
+    own.add_argument("--text", default="text", metavar="COLUMN", help="the column of the texts (default text)")
+    own.add_argument("--label", default="label", metavar="COLUMN", help="the column of the labels (default label)")
+    own.add_argument(
+        "--group", metavar="COLUMN", help="texts of one group stay on one side, such as those of an author"
+    )
+    own.add_argument("--delimiter", help="between the columns (default a comma)")
+    own.add_argument("--encoding", default="utf-8", help="of the file (default utf-8)")
     parser.add_argument("--no-dropout", action="store_true", help="for comparing runs number by number")
     _add_settings(parser.add_argument_group("training"), _defaults(name), {"max_steps": "--steps"})
     if name is not None:
@@ -138,23 +156,70 @@ def _with_options(settings: Settings, options: argparse.Namespace) -> Settings:
 # --- training -------------------------------------------------------------------------------------------------------
 
 
+def _texts(options: argparse.Namespace) -> tuple[DatasetDict, tuple[str, ...], str]:
+    """The splits, the classes by name, and what there is to say about them."""
+    if options.data is None:
+        tweets = load_sentiment("tweets")
+        tweets["validation"] = tweets["validation"].select(range(64))
+        return tweets, LABELS, ""
+    own = read_own(
+        options.data,
+        text=options.text,
+        label=options.label,
+        group=options.group,
+        delimiter=options.delimiter,
+        encoding=options.encoding,
+    )
+    return own.splits, own.labels, str(own)
+
+
 def _train(method: Method, config: TrainingConfig, options: argparse.Namespace) -> None:
-    tweets = load_sentiment("tweets")
-    if options.texts > len(tweets["train"]):
-        raise TrainingError(f"there are {len(tweets['train'])} training tweets; --texts asks for {options.texts}")
-    model, tokenizer = load_classifier(pretrained=method.pretrained, seed=config.seed)
+    splits, labels, described = _texts(options)
+    there = len(splits["train"])
+    texts = options.texts or (256 if options.data is None else there)
+    if texts > there:
+        raise TrainingError(f"there are {there} training texts; --texts asks for {texts}")
+    model, tokenizer = load_classifier(num_labels=len(labels), pretrained=method.pretrained, seed=config.seed)
+    model.config.id2label = dict(enumerate(labels))
+    model.config.label2id = {name: number for number, name in enumerate(labels)}
     inject(model, method.config, seed=config.seed)
     if options.no_dropout:
         without_dropout(model)
-    part = tweets["train"].select(range(options.texts))
-    train = make_loader(part, tokenizer, options.batch_size, shuffle=True, seed=config.seed)
-    history = fit(model, train, make_loader(tweets["validation"].select(range(64)), tokenizer, 64), config)
     state = PartialState()
+    if described and state.is_main_process:
+        print(described, _cut(splits["train"]["text"], tokenizer), sep="\n", flush=True)
+    part = splits["train"].select(range(texts))
+    train = make_loader(part, tokenizer, options.batch_size, shuffle=True, seed=config.seed)
+    history = fit(model, train, make_loader(splits["validation"], tokenizer, 64), config)
     if state.is_main_process:  # else every process would write the same files at the same time
         save(model, options.out)
         record = {"processes": state.num_processes, "steps": history.steps, "evaluations": history.evaluations}
-        (options.out / "history.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(f"{method.full_title}: {count_parameters(model)}")
         print(f"{len(history.steps)} steps in {state.num_processes} process(es), {history.seconds:.0f} s")
+        if described:
+            record |= {"labels": labels, "test": _judge(model, tokenizer, splits)}
+        (options.out / "history.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         print(f"last loss {history.steps[-1]['loss']:.4f}; saved in the folder {options.out.name}")
+        if described:
+            print(f"use it: model, tokenizer = load_classifier(num_labels={len(labels)}); load(model, '{options.out}')")
     state.wait_for_everyone()  # nobody may leave, or read the checkpoint, before it is written
+
+
+def _cut(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> str:
+    """How many texts are longer than the model reads."""
+    most = tokenizer.model_max_length
+    longer = sum(len(ids) > most for ids in tokenizer(list(texts), verbose=False)["input_ids"])
+    return f"training texts that are longer than the model's {most} tokens, and are cut there: {longer:,}"
+
+
+def _judge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, splits: DatasetDict) -> dict[str, Any]:
+    """The test, beside always naming the commonest class."""
+    truth, logits = predict(model, make_loader(splits["test"], tokenizer, 64))
+    scores, right = score(truth, logits), int((logits.argmax(axis=1) == truth).sum())
+    low, high = accuracy_interval(right, len(truth))
+    majority = majority_accuracy(splits["train"]["label"], truth.tolist())
+    print(
+        f"test: {scores.accuracy:.1%} of {len(truth):,} texts are right, 95% interval {low:.1%} to {high:.1%}; "
+        f"always the commonest class: {majority:.1%}; F1, mean over the classes: {scores.f1_macro:.3f}"
+    )
+    return scores.as_dict() | {"low": low, "high": high, "majority": majority}
