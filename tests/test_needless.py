@@ -83,6 +83,7 @@ def test_nothing_is_drawn_inside_and_again_outside() -> None:
 
 
 def test_attention_in_separate_products_is_the_same_attention() -> None:
+    model: Any
     model, batch = make("bert"), make_batch("bert")
     usual = model(**batch).logits
     with plain_attention(model):
@@ -101,7 +102,7 @@ def faster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_quick_leaves_the_model_as_it_was_whatever_happens(kind: str, faster: torch.dtype) -> None:
-    model = inject(make(kind, dropout=0.5), LoRAConfig())
+    model: Any = inject(make(kind, dropout=0.5), LoRAConfig())
 
     def state() -> list[Any]:
         drops = [module.p for module in model.modules() if isinstance(module, nn.Dropout)]
@@ -134,8 +135,20 @@ def test_a_quick_run_repeats_itself_and_is_another_than_the_usual_one() -> None:
 
 
 def test_no_gradient_is_computed_below_the_first_adapter() -> None:
-    model = inject(make("bert"), LoRAConfig()).train()
+    model: Any = inject(make("bert"), LoRAConfig()).train()
     seen = []
     model.bert.embeddings.register_forward_hook(lambda *given: seen.append(given[-1].requires_grad))
     model(**make_batch("bert"))
     assert seen == [False]
+
+
+def test_a_model_from_peft_is_quick_too() -> None:
+    import peft
+
+    model: Any = peft.get_peft_model(
+        make("bert", dropout=0.1), peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query", "value"])
+    )
+    with quick(model):
+        assert not any(module.p for module in model.modules() if isinstance(module, nn.Dropout))
+        assert sum(len(module._forward_pre_hooks) for module in model.modules()) == 1
+        model(**make_batch("bert")).loss.backward()

@@ -10,8 +10,11 @@ The same model, tweets, seeds, steps and learning rate, LoRA on query and value,
 
 They run in turn, each in a process of its own, which has imported the same libraries. The clock starts with texts and a
 pretrained model in memory; it stops while a run is judged on the validation split, every few steps and by the same code
-for all, and what a run judges for itself counts. Each finished run is written down at once, so a killed race goes on
-where it stopped. Then one core takes single steps in turn, with one choice more each time (`race_steps.py`).
+for all, and what a run judges for itself counts. Memory is looked at twice: what a process has grown by at its peak,
+and what is in use at most on the longest tweets, where the allocator keeps nothing for later.
+
+Each finished run is written down at once, so a killed race goes on where it stopped. At the end one core takes single
+steps in turn, with one choice more each time (`race_steps.py`).
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ from course_utils.training import precision
 from course_utils.training.config import TrainingConfig
 from course_utils.training.loop import fit
 from course_utils.training.needless import quick
-from course_utils.training.peak import high_water
+from course_utils.training.peak import GIVE_BACK, high_water
 from course_utils.workshop.experiments import race_steps
 from course_utils.workshop.experiments.pairs import PAIRS
 from course_utils.workshop.experiments.store import Row, Runs, options, over_seeds
@@ -113,7 +116,7 @@ def trainer(track: Track, **settings: Any) -> Any:
     from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
 
     class Look(TrainerCallback):
-        def on_step_end(self, _: Any, state: Any, __: Any, **others: Any) -> None:
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
             track.look(others["model"], state.global_step)
 
     torch.manual_seed(track.seed)
@@ -201,32 +204,47 @@ def main(arguments: list[str]) -> int:
     for seed in chosen.seeds:
         for way in list(WAYS)[:: -1 if seed % 2 else 1]:
             if way in chosen.experiments and not RUNS.has({"way": way, "seed": seed}):
-                with ProcessPoolExecutor(max_workers=1) as process:
-                    row = process.submit(run_here, way, seed).result()
+                row = _alone(run_here, way, seed)
+                if seed == SEEDS[0]:
+                    row["in_use_mb"] = _alone(most_in_use, way, environment=GIVE_BACK)
                 RUNS.add(row)
                 print(f"{WAYS[way][0]}, seed {seed}: {row['seconds']} s, {row['accuracy']:.1%}", flush=True)
-    if STEPS in chosen.experiments and (chosen.again or not RUNS.has({"way": STEPS, "seed": 0})):
-        with ProcessPoolExecutor(max_workers=1) as process:
-            RUNS.add({"way": STEPS, "seed": 0, **process.submit(race_steps.measure).result()})
+    if STEPS in chosen.experiments and not RUNS.has({"way": STEPS, "seed": SEEDS[0]}):
+        RUNS.add({"way": STEPS, "seed": SEEDS[0], **_alone(race_steps.measure)})
     RUNS.refresh()
     return 0
 
 
-def run_here(way: str, seed: int, texts: int | None = None, every: int = EVERY) -> Row:
+def _alone(work: Callable[..., Any], *given: Any, environment: dict[str, str] | None = None) -> Any:
+    """What `work` returns from a process of its own."""
+    with ProcessPoolExecutor(max_workers=1, env=environment) as process:
+        return process.submit(work, *given).result()
+
+
+def run_here(way: str, seed: int) -> Row:
     """One run in this process; its row.
 
     Args:
         way: of `WAYS`.
         seed: of the run.
-        texts: training tweets; None takes all.
-        every: steps between two looks.
     """
+    return race_on(load_sentiment(), way, seed)
+
+
+def most_in_use(way: str) -> float:
+    """The most memory of a run on the longest tweets, in MB, in a process whose allocator keeps nothing back."""
+    longest = {
+        split: rows.select(sorted(range(len(rows)), key=lambda i: -len(rows[i]["text"]))[: 2 * BATCH])
+        for split, rows in load_sentiment().items()
+    }
+    return float(race_on(DatasetDict(longest), way, SEEDS[0])["memory_mb"])
+
+
+def race_on(tweets: DatasetDict, way: str, seed: int, every: int = EVERY) -> Row:
+    """Train one way on the training split, and look at it on the validation split."""
     import peft  # noqa: F401 (each process carries the same libraries)
     from transformers import Trainer  # noqa: F401
 
-    tweets = load_sentiment()
-    if texts is not None:
-        tweets["train"] = tweets["train"].select(range(texts))
     before = psutil.Process().memory_info().rss / 2**20
     track = Track(tweets, seed, every)
     model = WAYS[way][1](track)
@@ -287,6 +305,7 @@ def _row(title: str, mine: dict[int, Row], by_way: dict[str, dict[int, Row]]) ->
     row["reached"] = all(run["reached"] for run in chosen)
     for key in ("seconds", "processor_seconds", "arrived_seconds", "arrived_processor_seconds", "arrived", "memory_mb"):
         row[key] = float(np.median([run[key] for run in chosen]))
+    row["in_use_mb"] = mine[SEEDS[0]]["in_use_mb"]
     for other in ("course", "best"):
         for key in ("seconds", "processor_seconds", "arrived_seconds", "arrived_processor_seconds"):
             ratios = [by_way[other][seed][key] / mine[seed][key] for seed in SEEDS]
