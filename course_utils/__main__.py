@@ -36,6 +36,7 @@ COMMANDS = {
     "study-training": ("workshop.experiments.training_loop", "what the chapter on the training loop measures"),
     "study-variations": ("workshop.experiments.variations", "one setting of a method at a time"),
     "bench": ("workshop.experiments.bench", "time and memory against peft"),
+    "race": ("workshop.experiments.race", "seconds to a tuned model, against transformers' Trainer"),
     "bench-large": ("workshop.experiments.bench_large", "the same with a Llama of 7 billion weights, on a GPU"),
 }
 

@@ -50,11 +50,11 @@ def encode(
     limit = min(max_length or longest, longest)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        lengths = [len(ids) for ids in tokenizer(texts, truncation=False, verbose=False)["input_ids"]]
-    cut = sum(length > limit for length in lengths)
+        encoded = tokenizer(texts, truncation=False, verbose=False)
+    cut = sum(len(ids) > limit for ids in encoded["input_ids"])
     if cut:
         warnings.warn(f"{cut} of {len(texts)} texts are longer than {limit} tokens and were cut there", stacklevel=2)
-    encoded = tokenizer(texts, truncation=True, max_length=limit)
+        encoded = tokenizer(texts, truncation=True, max_length=limit)
     rows = [
         {"input_ids": ids, "attention_mask": mask}
         for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)

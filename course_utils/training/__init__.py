@@ -6,6 +6,7 @@
 * `resuming.py`: the state of a run, for going on after an interruption.
 * `groups.py`, `schedule.py`: the learning rate of each parameter and of each step.
 * `history.py`: the rows that a run leaves behind, and the weights of its best epoch.
+* `needless.py`: what a step on a processor need not compute.
 * `precision.py`: whether bfloat16 is faster here, measured.
 """
 

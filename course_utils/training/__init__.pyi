@@ -40,6 +40,12 @@ from .memory import (
     trained_weights as trained_weights,
     training_memory as training_memory,
 )
+from .needless import (
+    first_token_only as first_token_only,
+    plain_attention as plain_attention,
+    quick as quick,
+    without_drawing as without_drawing,
+)
 from .optimizers import (
     SGD as SGD,
     Adam as Adam,

@@ -9,7 +9,7 @@ them. So the three products of a training step are timed once in both types::
     factor = seconds in float32 / seconds in bfloat16       4.0: bfloat16 is four times as fast; 0.1: ten times slower
 
 The factor is kept in the process and, by the processor's name, in the course's cache folder, so that two runs decide
-alike. Only torch is needed here: `python -m course_utils doctor` prints the same.
+alike. Only torch and NumPy are needed here: `python -m course_utils doctor` prints the same.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ import os
 import platform
 import time
 import warnings
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from course_utils.evaluation.timing import in_turn
 from course_utils.models.assets import cache_folder
 
 #: bfloat16 must be faster by this factor before "auto" takes it: casts and roundings cost something, too.
 WORTHWHILE = 1.25
 ROWS, WIDTH = 128, 512
+_TYPES = (torch.float32, torch.bfloat16)
 #: They limit the instructions that torch uses, so what was measured without them says nothing about a run with them.
 LIMITS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 
@@ -90,23 +92,26 @@ def bf16_factor() -> float:
     file, name = cache_folder() / "precision.json", _machine()
     known = _read(file)
     if name not in known:
-        known[name] = round(_seconds(torch.float32) / _seconds(torch.bfloat16), 3)
+        seconds = _seconds()
+        known[name] = round(seconds[torch.float32] / seconds[torch.bfloat16], 3)
         _write(file, known)
     return known[name]
 
 
-def _seconds(dtype: torch.dtype, repeats: int = 3) -> float:
-    """The shortest of a few times for the products of one training step; the first, which prepares, does not count."""
+def _seconds(repeats: int = 3) -> dict[torch.dtype, float]:
+    """The shortest of a few times for the products of one training step, by type; the types take turns."""
+    runs = {str(dtype): partial(_products, *_factors(dtype)) for dtype in _TYPES}
+    times = in_turn(runs, repeats, warm_up=1, clock=time.perf_counter)
+    return {dtype: times[str(dtype)].min() / 1000 for dtype in _TYPES}
+
+
+def _factors(dtype: torch.dtype) -> list[torch.Tensor]:
     chance = torch.Generator().manual_seed(0)
-    x, weight, gradient = (
-        torch.randn(shape, generator=chance).to(dtype) for shape in ((ROWS, WIDTH), (WIDTH, WIDTH), (ROWS, WIDTH))
-    )
-    times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        x @ weight.T, gradient @ weight, gradient.T @ x
-        times.append(time.perf_counter() - started)
-    return min(times[1:])
+    return [torch.randn(shape, generator=chance).to(dtype) for shape in ((ROWS, WIDTH), (WIDTH, WIDTH), (ROWS, WIDTH))]
+
+
+def _products(x: torch.Tensor, weight: torch.Tensor, gradient: torch.Tensor) -> None:
+    x @ weight.T, gradient @ weight, gradient.T @ x
 
 
 def _machine() -> str:
