@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
+from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, reaches, tensor, trained_tensors
 
 _FORMULA = "The formula, beside the code"
 _GATE = "Two attentions and a gate"
@@ -29,8 +29,7 @@ def _attention(answer: Any) -> None:
     P_K.requires_grad_(), P_V.requires_grad_()
     value = tensor(call(answer, q, K, V, P_K, P_V), (3, 4), "the result, (queries, d),")
     _mixed(value, q, K, V, P_K, P_V)
-    if not value.requires_grad:
-        raise Wrong("The values are right, but the prefix was copied without its gradient, so it could never learn.")
+    reaches(value, P_K, P_V)
     # Other sizes: a number in the formula fails here.
     q, K, V, P_K, P_V = random_tensors((2, 9), (3, 9), (3, 9), (4, 9), (4, 9))
     expected = _attend(q, torch.cat((P_K, K)), torch.cat((P_V, V)))
@@ -137,7 +136,8 @@ def _gate(answer: Any) -> None:
     )
     q, K, P_K = random_tensors((2, 9), (3, 9), (4, 9))
     expected = (q @ torch.cat((P_K, K)).T / 3).softmax(dim=1)[:, :4].sum(dim=1)
-    if not equal(torch.as_tensor(call(answer, q, K, P_K)).reshape(-1), expected):
+    gate = call(answer, q, K, P_K)
+    if not isinstance(gate, torch.Tensor) or not equal(gate.reshape(-1), expected):
         raise Wrong("It is right for k = 2 and d = 4 only. Take both from the shapes.")
 
 
@@ -150,7 +150,7 @@ def _gate(answer: Any) -> None:
 def _split(answer: Any) -> None:
     k, layers, heads, d = 3, 4, 2, 5
     width = heads * d
-    (table,) = random_tensors((k, 2 * layers * width))
+    (table,) = trained_tensors((k, 2 * layers * width))
     layer = 1
     result = call(answer, table, layer, layers, heads)
     if not (isinstance(result, (tuple, list)) and len(result) == 2):
@@ -165,7 +165,7 @@ def _split(answer: Any) -> None:
         return table[:, number * width : (number + 1) * width].reshape(heads, k, d)
 
     keys, values = columns(2 * layer), columns(2 * layer + 1)
-    both = torch.stack([part.detach().double() for part in got])
+    both = torch.stack([part.detach() for part in got])
     compare(
         both,
         torch.stack((keys, values)),
@@ -198,6 +198,8 @@ def _split(answer: Any) -> None:
         ],
         f"These are not the keys and the values of layer {layer}.",
     )
+    for part in got:
+        reaches(part, table)
     (table,) = random_tensors((2, 2 * 3 * 20))
     result = call(answer, table, 2, 3, 5)
     block = [table[:, start : start + 20].view(2, 5, 4).transpose(0, 1) for start in (80, 100)]

@@ -43,7 +43,7 @@ def _loop(logits: Any, labels: Any) -> Any:
     losses = [
         torch.logsumexp(logits[t - 1], 0) - logits[t - 1, labels[t]] for t in range(1, len(labels)) if labels[t] >= 0
     ]
-    return (sum(losses) / len(losses)).item()
+    return sum(losses) / len(losses)
 
 
 def _padded(ids: Any, labels: Any, pad: int, ignore: int = -100, right: bool = False) -> Any:

@@ -81,7 +81,7 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
             lambda q, K, V, P_K, P_V: (q @ torch.cat((P_K, K)).T / 2).softmax(dim=1) @ torch.cat((P_V, V)),
             "d = 4 only",
         ),
-        (_detached, "without its gradient"),
+        (_detached, "No gradient comes back"),
         (lambda q, K, V, P_K, P_V: torch.cat((P_V, V)), "should have the shape"),
         (lambda q, K, V, P_K, P_V: None, "return"),
     ],

@@ -46,7 +46,7 @@ def _in_place(gradients: Any, counts: Any) -> Any:
 
 
 def _stacked(gradients: Any, counts: Any) -> Any:
-    weights = torch.tensor(counts, dtype=torch.float64)
+    weights = torch.tensor(counts, dtype=torch.float32)
     return torch.stack(gradients).T @ (weights / weights.sum())
 
 
@@ -121,7 +121,7 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (_cut_off, "belong to nobody"),
         (_filled_up, "comes twice"),
         (_last_gets_all, "differ by one"),
-        (_taken_away, "changes the batch"),
+        (_taken_away, "`batch`"),
         (lambda batch, rank, processes: list(range(rank, len(batch), processes)), "positions"),
     ],
     "scaling_out.all_reduce": [

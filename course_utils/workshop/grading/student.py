@@ -12,9 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from course_utils.exercises import crashes
+from course_utils.exercises.checking import no_lucky_memory
 from course_utils.workshop.grading import in_process
 from course_utils.workshop.grading.channel import Channel
 from course_utils.workshop.grading.values import Coder, NotPlain
+
+
+_MOST_ARGUMENTS = 12
 
 
 def serve(channel: Channel, code: list[str], name: str) -> None:
@@ -31,7 +36,8 @@ def serve(channel: Channel, code: list[str], name: str) -> None:
     answer = space.get(name)
     kind = "missing" if name not in space else "function" if callable(answer) else "value"
     value = Coder(strict=False).write(answer) if kind == "value" else None
-    channel.send({"kind": kind, "value": value, "error": errors[-1] if errors else None})
+    names = crashes.parameter_names(answer, _MOST_ARGUMENTS) if kind == "function" else []
+    channel.send({"kind": kind, "value": value, "error": errors[-1] if errors else None, "names": names})
     while True:
         message = channel.receive()
         if "judge" in message:
@@ -69,7 +75,8 @@ def _call(answer: Any, written: list[Any]) -> dict[str, Any]:
     arguments, named = (coder.read(part, remember=True) for part in written)
     before = [json.dumps(coder.write(value, as_new=True)) for value in coder.known]
     try:
-        result = answer(*arguments, **named)
+        with no_lucky_memory():
+            result = answer(*arguments, **named)
         reply = {"result": coder.write(result)}
         now = [coder.write(value, as_new=True) for value in coder.known]
         reply["changed"] = [
@@ -82,4 +89,4 @@ def _call(answer: Any, written: list[Any]) -> dict[str, Any]:
         kind, _, text = describe(error).partition(": ")
         # `except ValueError` in a check must work for its subclasses too.
         known = [parent.__name__ for parent in type(error).__mro__ if parent.__module__ == "builtins"]
-        return {"error": [kind, text, *known]}
+        return {"error": [kind, text, *known], "line": crashes.own_line(error)[:200]}

@@ -77,7 +77,8 @@ class Coder:
         if isinstance(value, torch.Tensor) and str(value.dtype) in _DTYPES and value.layout == torch.strided:
             numbers = value.detach().cpu().contiguous()
             data = numbers.reshape(-1).view(torch.uint8).numpy().tobytes() if numbers.numel() else b""
-            return ["tensor", str(value.dtype), list(value.shape), _text(data), bool(value.requires_grad)]
+            history = 2 if value.grad_fn is not None else int(value.requires_grad)
+            return ["tensor", str(value.dtype), list(value.shape), _text(data), history]
         if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
             kind = "array" if isinstance(value, np.ndarray) else "scalar"
             return [kind, value.dtype.str, list(value.shape), _text(value.tobytes())]
@@ -139,7 +140,9 @@ class Coder:
         if kind == "tensor":
             data = bytearray(base64.b64decode(rest[2]))
             flat = torch.frombuffer(data, dtype=_DTYPES[rest[0]]) if data else torch.empty(0, dtype=_DTYPES[rest[0]])
-            return flat.reshape(rest[1]).requires_grad_(bool(rest[3]))
+            tensor = flat.reshape(rest[1]).requires_grad_(bool(rest[3]))
+            tensor.has_history = rest[3] == 2  # type: ignore[attr-defined] # what it was computed from stays over there
+            return tensor
         if kind in ("array", "scalar"):
             array = np.frombuffer(base64.b64decode(rest[2]), dtype=rest[0]).reshape(rest[1]).copy()
             return array if kind == "array" else array[()]
