@@ -1,7 +1,7 @@
 """Answers that look right and are not: each is made from a right one by one change, and every check is fed with them.
 
-A maker takes the right answer and gives a function of the same arguments, and a list that is filled as soon as the change
-had something to change: a function that returns a name has no dtype to get wrong.
+A maker takes the right answer, and a list that is filled as soon as the change had something to change: a function that
+returns a name has no dtype to get wrong. It gives a function of the same arguments.
 """
 
 from __future__ import annotations
@@ -100,11 +100,6 @@ def _floating(change: Callable[[torch.Tensor], Any]) -> Callable[[torch.Tensor],
     return lambda value: change(value) if value.is_floating_point() else value
 
 
-def _same(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A parameter of the answer's own stays one, where the change is not about that."""
-    return lambda value: change(value)
-
-
 def damages(right: Function, done: list[str]) -> Function:
     """Leaves other numbers in what it was given."""
 
@@ -157,6 +152,12 @@ def _numpy(value: torch.Tensor) -> Any:
     return value.detach().float().numpy() if value.dtype == torch.bfloat16 else value.detach().numpy()
 
 
+def leftover(value: torch.Tensor) -> torch.Tensor:
+    """Whatever bits stood in the memory: most are no sensible number."""
+    bits = torch.randint(-(2**31), 2**31, value.shape, generator=torch.Generator().manual_seed(value.numel()))
+    return bits.to(torch.int32).view(torch.float32).clone().requires_grad_(value.requires_grad)
+
+
 def _item(value: torch.Tensor) -> Any:
     return value.item() if value.dim() == 0 else value
 
@@ -170,7 +171,7 @@ MAKERS: dict[str, Maker] = {
     "item": of_result(_floating(_item)),
     "damages its inputs": damages,
     "copies the model": copies_the_model,
-    "uninitialised": of_result(_floating(lambda value: torch.full_like(value, 3e-38).requires_grad_(value.requires_grad))),
+    "uninitialised": of_result(_floating(leftover)),
     "not a number": of_result(_floating(lambda value: value * float("nan"))),
     "numpy": of_result(_numpy),
 }

@@ -1,4 +1,4 @@
-"""No check is fooled: each is fed with answers that are right but for one thing, and with all known mistakes at once."""
+"""No check is fooled: each is fed with answers that are right but for one thing, and no two mistakes look the same."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def _fooled() -> tuple[set[tuple[str, str]], int]:
 
 def test_no_check_is_fooled() -> None:
     passed, tried = _fooled()
-    print(f"{tried} answers with one fault, {len(passed)} passed, {len(passed - set(MAY_PASS))} of them without a reason")
+    print(
+        f"{tried} answers with one fault, {len(passed)} passed, {len(passed - set(MAY_PASS))} of them without a reason"
+    )
     assert tried > 700
     assert passed - set(MAY_PASS) == set()
     assert set(MAY_PASS) - passed == set(), "these are refused by now: take them from the table"
@@ -103,10 +105,13 @@ def test_no_check_is_fooled() -> None:
 
 def test_a_refusal_has_a_reason_of_the_checks_own() -> None:
     """Numbers of another kind or place are refused in words, and not by a crash inside the check."""
-    for name, answer in _functions():
-        for change in ("wrong dtype", "wrong device", "numpy"):
-            result = run_check(name, fooling.MAKERS[change](answer, []))
-            assert "your code stopped" not in result.message, (name, change, result.message)
+    crashed = [
+        (name, change, result.message)
+        for name, answer in _functions()
+        for change in ("wrong dtype", "wrong device", "numpy")
+        if "your code stopped" in (result := run_check(name, fooling.MAKERS[change](answer, []))).message
+    ]
+    assert crashed == []
 
 
 def _sizes(arguments: tuple[Any, ...]) -> str:
@@ -118,6 +123,8 @@ def _size(value: Any) -> Any:
         return tuple(value.shape)
     if isinstance(value, torch.nn.Module):
         return [tuple(parameter.shape) for parameter in value.parameters()]
+    if isinstance(value, (dict, list, tuple)):
+        return len(value), [_size(each) for each in fooling.parts(value) if isinstance(each, torch.Tensor)]
     return len(value) if hasattr(value, "__len__") else type(value).__name__
 
 
@@ -137,21 +144,23 @@ ONE_SIZE = {name for name in WRONG if name.startswith("debugging_clinic.detects_
 
 
 def test_each_check_asks_twice_with_other_sizes_in_float32() -> None:
+    once, other_types = [], []
     for name, answer in _functions():
         calls = _calls(name, answer)
-        assert len(calls) >= 2 or name in ONE_SIZE, name
-        assert len({_sizes(arguments) for arguments in calls}) >= 2 or name in ONE_SIZE, name
-        for each in fooling.parts(calls):
-            if isinstance(each, torch.Tensor) and each.is_floating_point():
-                assert each.dtype == torch.float32, (name, each.dtype)
+        if len({_sizes(arguments) for arguments in calls}) < 2 and name not in ONE_SIZE:
+            once.append(name)
+        floats = [one for one in fooling.parts(calls) if isinstance(one, torch.Tensor) and one.is_floating_point()]
+        other_types += [(name, one.dtype) for one in floats if one.dtype != torch.float32]
+    assert once == [] and other_types == []
 
 
-#: Their sizes follow from each other: pairs of models and texts, and a module of the library.
-COMMON = {name for name in WRONG if name.startswith("debugging_clinic.")} | {"evaluation.mend"}
+#: Their sizes follow from each other: models and their texts; a block has an even length, and there are 16 levels.
+COMMON = {name for name in WRONG if name.startswith("debugging_clinic.")} | {"evaluation.mend", "qlora.nf4"}
 
 
 def test_each_check_has_a_call_whose_sizes_have_no_common_factor() -> None:
     """Where two sizes differ, none is a multiple of the other, and what is mistaken for what can be seen."""
+    common = []
     for name, answer in _functions():
         shapes = [
             {size for value in arguments if isinstance(value, torch.Tensor) for size in value.shape if size > 1}
@@ -159,7 +168,9 @@ def test_each_check_has_a_call_whose_sizes_have_no_common_factor() -> None:
         ]
         shapes = [sizes for sizes in shapes if len(sizes) > 1]
         free = [all(math.gcd(a, b) == 1 for a, b in itertools.combinations(sizes, 2)) for sizes in shapes]
-        assert not free or any(free) or name in COMMON, (name, shapes)
+        if free and not any(free) and name not in COMMON:
+            common.append((name, shapes))
+    assert common == []
 
 
 # --- collisions -----------------------------------------------------------------------------------------------------
@@ -199,11 +210,3 @@ def _collisions(name: str, answer: Any, monkeypatch: pytest.MonkeyPatch) -> list
 def test_no_two_mistakes_give_the_same_value(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {name: pairs for name, answer in _functions() if (pairs := _collisions(name, answer, monkeypatch))}
     assert found == {}
-
-
-def test_a_mistake_is_called_by_one_name_only() -> None:
-    """Each wrong answer of the tests gets the words of its own mistake, and those of no other one of its exercise."""
-    for name, answers in WRONG.items():
-        messages = [run_check(name, answer).message for answer, _ in answers]
-        for (_, words), message in zip(answers, messages, strict=True):
-            assert words in message, (name, words, message)

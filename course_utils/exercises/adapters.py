@@ -8,7 +8,18 @@ from typing import Any
 import torch
 from torch.nn.functional import gelu, layer_norm, relu
 
-from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, reaches, tensor, trained_tensors
+from course_utils.exercises.checking import (
+    Wrong,
+    call,
+    compare,
+    equal,
+    exercise,
+    number,
+    random_tensors,
+    reaches,
+    tensor,
+    trained_tensors,
+)
 
 _FORWARD = "The formula, beside the code"
 _PLACES = "Three places"

@@ -62,7 +62,7 @@ def _lexicon(answer: Any) -> None:
     for text in texts:
         given = (set(_POSITIVE), set(_NEGATIVE), set(_NEGATIONS))
         values.append(number(call(answer, text.split(), *given)))
-    others = number(call(answer, "up no up down love".split(), {"up"}, {"down", "sad"}, {"no", "hardly"}))
+    others = number(call(answer, ["up", "no", "up", "down", "love"], {"up"}, {"down", "sad"}, {"no", "hardly"}))
     split = [text.split() for text in texts]
     right = [_score(words) for words in split]
     first = next((k for k, value in enumerate(values) if value != right[k]), 0)

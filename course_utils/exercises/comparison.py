@@ -424,7 +424,9 @@ _GAINS = {"LayerNorm.weight", "before.weight"}
 )
 def _vectors(answer: Any) -> None:
     for width in (4, 7):
-        _unfreeze(answer, nn.ModuleDict({"body": _Block(width), "classifier": nn.Linear(width, 2)}).requires_grad_(False))
+        _unfreeze(
+            answer, nn.ModuleDict({"body": _Block(width), "classifier": nn.Linear(width, 2)}).requires_grad_(False)
+        )
 
 
 def _unfreeze(answer: Any, model: nn.ModuleDict) -> None:

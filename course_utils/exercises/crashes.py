@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 #: Files here are not the learner's: this library, the installed packages, and Python itself.
-_FOREIGN = tuple(str(Path(path)) for path in (Path(__file__).parents[1], *sysconfig.get_paths().values()) if path)
+_FOREIGN = (str(Path(__file__).parents[1]), *map(str, sysconfig.get_paths().values()))
 _WIDEST = 90  # characters of a line that are shown
 
 #: Words of an error → what is behind it. The first that fits is said.
@@ -24,12 +24,16 @@ _MEANINGS = (
         "In `P @ Q` the columns of P must be as many as the rows of Q; `.T` turns a matrix.",
     ),
     ("must match the size of tensor", "Sizes are compared from the last axis on; each must be equal, or 1."),
+    ("indexing result", "The places that a mask picks and the rows that are put there differ in number."),
     ("to have the same dtype", "Two types of numbers meet. What you were given says its own: `.to(x.dtype)`."),
     ("return_types.max", "`.max(dim=...)` gives values and positions: take `.values`, or use `.amax(dim=...)`."),
     ("return_types.min", "`.min(dim=...)` gives values and positions: take `.values`, or use `.amin(dim=...)`."),
     ("that requires grad. Use", "NumPy knows no gradients. Use torch for the whole calculation."),
     ("numpy", "Use torch for the whole calculation: NumPy knows neither gradients nor GPUs."),
-    ("positional argument", "The function is called with the arguments of the stub, in that order. Keep its first line."),
+    (
+        "positional argument",
+        "The function is called with the arguments of the stub, in that order. Keep its first line.",
+    ),
     ("unexpected keyword", "The function is called with the arguments of the stub. Keep its first line."),
     ("is not defined", "The name is unknown here. Is it spelt as above? Was its cell run?"),
 )
@@ -102,13 +106,20 @@ def explained(error: BaseException) -> str:
     _last = error
     text = next((line for line in str(error).splitlines() if line.strip()), "").strip().rstrip(".:")
     where = f" in {line}" if (line := own_line(error)) else ""
-    says = f"your code stopped with {type(error).__name__}{where}: {text}." if text else (
-        f"your code stopped with {type(error).__name__}{where}."
+    says = (
+        f"your code stopped with {type(error).__name__}{where}: {text}."
+        if text
+        else (f"your code stopped with {type(error).__name__}{where}.")
     )
     meaning = next((meaning for words, meaning in _MEANINGS if words in str(error)), "")
     given = getattr(error, "given", "")
     return " ".join(
-        [says, *[meaning] * bool(meaning), *[f"It was given {given}."] * bool(given), "Whole traceback: show_traceback()."]
+        [
+            says,
+            *[meaning] * bool(meaning),
+            *[f"It was given {given}."] * bool(given),
+            "Whole traceback: show_traceback().",
+        ]
     )
 
 
@@ -123,7 +134,9 @@ def show_traceback(write: Callable[[str], Any] = print) -> None:
         return
     found = traceback.TracebackException.from_exception(_last)
     own = [n for n, frame in enumerate(found.stack) if not frame.filename.startswith(_FOREIGN)]
-    inside = [n for n, frame in enumerate(found.stack) if str(Path(__file__).with_name("checking.py")) == frame.filename]
+    inside = [
+        n for n, frame in enumerate(found.stack) if str(Path(__file__).with_name("checking.py")) == frame.filename
+    ]
     first = next((n for n in own if n > max(inside, default=-1)), 0)
     found.stack = traceback.StackSummary.from_list(found.stack[first:])
     write("".join(found.format()).rstrip())

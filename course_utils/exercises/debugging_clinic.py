@@ -192,6 +192,8 @@ def _saved(answer: Any, model: Any) -> None:
     saved = call(answer, model)
     if not isinstance(saved, dict):
         raise Wrong(f"Expected a dictionary from name to tensor, got {type(saved).__name__}.")
+    if kinds := {type(value).__name__ for value in saved.values() if not isinstance(value, torch.Tensor)}:
+        raise Wrong(f"Its values should be tensors, which `load_state_dict` takes; yours are {min(kinds)}.")
     names = set(saved)
     if names and names <= {name for name in expected if "lora_" in name}:
         raise Wrong("The head is missing. It is new and was trained too, so a reloaded model would have a random one.")

@@ -16,7 +16,18 @@ from course_utils.distillation.mistakes import (
     swapped,
     without_square,
 )
-from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, loss, number, random_tensors, tensor, trained_tensors
+from course_utils.exercises.checking import (
+    Wrong,
+    call,
+    compare,
+    equal,
+    exercise,
+    loss,
+    number,
+    random_tensors,
+    tensor,
+    trained_tensors,
+)
 
 _FORMULA = "The formula, beside the code"
 _INSIDE = "Inside the teacher: hidden states and attention"

@@ -8,7 +8,17 @@ import torch
 from torch.nn import functional
 
 from course_utils.distillation import NO_LABEL, soft_label_loss
-from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, loss, number, random_tensors, trained_tensors
+from course_utils.exercises.checking import (
+    Wrong,
+    call,
+    compare,
+    equal,
+    exercise,
+    loss,
+    number,
+    random_tensors,
+    trained_tensors,
+)
 
 _FORMULA = "The formula, beside the code"
 _PEOPLE = "People as a teacher"
@@ -51,7 +61,10 @@ def _loss(answer: Any) -> None:
             ((1 - a) * soft, "The labels' part is missing."),
             (hard + (1 - a) * soft, "The labels' part has the weight a."),
             (a * hard + (1 - a) * T**2 * soft, "T² is in `soft_label_loss` already. You multiplied by it once more."),
-            (a * hard + (1 - a) / T**2 * soft, "T² belongs to the teacher's part, and `soft_label_loss` has it already."),
+            (
+                a * hard + (1 - a) / T**2 * soft,
+                "T² belongs to the teacher's part, and `soft_label_loss` has it already.",
+            ),
             (
                 a * functional.cross_entropy(torch.softmax(student[known], -1), labels[known]) + (1 - a) * soft,
                 "You took the softmax before the cross-entropy, which takes the logits and does that itself.",

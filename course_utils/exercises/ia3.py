@@ -7,7 +7,18 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, reaches, tensor, trained_tensors
+from course_utils.exercises.checking import (
+    Wrong,
+    call,
+    compare,
+    equal,
+    exercise,
+    number,
+    random_tensors,
+    reaches,
+    tensor,
+    trained_tensors,
+)
 
 _FORMULA = "The formula, beside the code"
 _MERGE = "Merging: rows or columns"

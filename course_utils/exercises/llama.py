@@ -208,9 +208,11 @@ def _count(answer: Any) -> None:
                 ),
                 (rank * (3 * width + values), "That is one layer. The model has several."),
                 (layers * (3 * width + values), "The rank is missing."),
-                (layers * rank * (2 * width), "That is A of both matrices. B is missing."),
+                (
+                    layers * rank * (2 * width),
+                    "That is A of both matrices, or A and B of the query alone. Both matrices have both.",
+                ),
                 (layers * rank * (width + values), "That is B of both matrices. A is missing."),
-                (layers * rank * 2 * width, "That is the query alone. The value gets an adapter too."),
                 (
                     layers * rank * (2 * width + 2 * values),
                     "The query is as wide as the model; only values are narrower.",

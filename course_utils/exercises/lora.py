@@ -6,7 +6,18 @@ from typing import Any
 
 import torch
 
-from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, reaches, tensor, trained_tensors
+from course_utils.exercises.checking import (
+    Wrong,
+    call,
+    compare,
+    equal,
+    exercise,
+    number,
+    random_tensors,
+    reaches,
+    tensor,
+    trained_tensors,
+)
 
 _FORWARD = "The formula, beside the code"
 _SPECIAL = "Where it starts: B is zero"
@@ -116,14 +127,16 @@ def _start(answer: Any, inputs: int, outputs: int, rank: int) -> None:
         )
     if torch.linalg.matrix_rank(random_one.detach()) < 2:
         raise Wrong("The rows of the random factor are multiples of each other, so the update has rank 1.")
-    spread, middle = float(random_one.std()), float(random_one.mean())
+    spread, middle = random_one.std().item(), random_one.mean().item()
     if abs(middle) > 5 * spread / random_one.numel() ** 0.5:
         raise Wrong(
             "The random numbers do not lie around zero, so all rows point to one side. Draw them on both sides of it: "
             "`torch.randn`, or `nn.init.kaiming_uniform_`."
         )
     if not 1e-4 < spread < _LARGEST_SPREAD:
-        raise Wrong(f"The random numbers have a spread of {spread:.3g}: the first steps would be far off. About 1 / √in is usual.")
+        raise Wrong(
+            f"The random numbers have a spread of {spread:.3g}: the first steps would be far off. About 1 / √in is usual."
+        )
 
 
 _LARGEST_SPREAD = 2.0  # torch.randn gives 1
@@ -145,7 +158,10 @@ def _merge(answer: Any) -> None:
         [
             (W + B @ A, "The factor alpha / rank is missing: merged and unmerged model would differ."),
             (W + alpha * B @ A, "The update is multiplied by alpha alone. It is alpha / rank."),
-            (W + alpha / 7 * B @ A, "You divided alpha by the width of the layer. The rank is the number of rows of A."),
+            (
+                W + alpha / 7 * B @ A,
+                "You divided alpha by the width of the layer. The rank is the number of rows of A.",
+            ),
             (W + alpha // 2 * B @ A, "`//` cuts the fraction off: 5 // 2 is 2. The factor is alpha / rank."),
             (W + 2 / alpha * B @ A, "The factor is upside down: alpha stands above, the rank below."),
             (s * (W + B @ A), "The frozen weight is scaled too. Only the update is."),

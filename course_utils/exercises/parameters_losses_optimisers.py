@@ -6,7 +6,18 @@ from typing import Any
 
 import torch
 
-from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, loss, number, random_tensors, tensor, trained_tensors
+from course_utils.exercises.checking import (
+    Wrong,
+    call,
+    compare,
+    equal,
+    exercise,
+    loss,
+    number,
+    random_tensors,
+    tensor,
+    trained_tensors,
+)
 from course_utils.training.optimizers import cross_entropy, softmax
 
 _COUNT = "What a parameter is"

@@ -6,7 +6,18 @@ from typing import Any
 
 import torch
 
-from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, reaches, tensor, trained_tensors
+from course_utils.exercises.checking import (
+    Wrong,
+    call,
+    compare,
+    equal,
+    exercise,
+    number,
+    random_tensors,
+    reaches,
+    tensor,
+    trained_tensors,
+)
 
 _FORMULA = "The formula, beside the code"
 _GATE = "Two attentions and a gate"
@@ -25,16 +36,16 @@ def _attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, factor: f
     section=_FORMULA,
 )
 def _attention(answer: Any) -> None:
-    q, K, V, P_K, P_V = random_tensors((3, 4), (5, 4), (5, 4), (2, 4), (2, 4))
+    q, K, V, P_K, P_V = random_tensors((3, 11), (5, 11), (5, 11), (2, 11), (2, 11))
     P_K.requires_grad_(), P_V.requires_grad_()
-    value = tensor(call(answer, q, K, V, P_K, P_V), (3, 4), "the result, (queries, d),")
+    value = tensor(call(answer, q, K, V, P_K, P_V), (3, 11), "the result, (queries, d),")
     _mixed(value, q, K, V, P_K, P_V)
     reaches(value, P_K, P_V)
     # Other sizes: a number in the formula fails here.
-    q, K, V, P_K, P_V = random_tensors((2, 9), (3, 9), (3, 9), (4, 9), (4, 9))
+    q, K, V, P_K, P_V = random_tensors((2, 9), (5, 9), (5, 9), (7, 9), (7, 9))
     expected = _attend(q, torch.cat((P_K, K)), torch.cat((P_V, V)))
     if not equal(tensor(call(answer, q, K, V, P_K, P_V), (2, 9), "the result"), expected):
-        raise Wrong("It is right for d = 4 only. Take d from the shape of the keys.")
+        raise Wrong("It is right for d = 11 only. Take d from the shape of the keys.")
 
 
 def _mixed(
@@ -53,7 +64,7 @@ def _mixed(
                 _attend(q, keys, values, 1.0),
                 "The scores are not divided by √d. The prefix changes nothing about that.",
             ),
-            (_attend(q, keys, values, 1 / 4), "You divided by d. The scores are divided by its square root."),
+            (_attend(q, keys, values, 1 / 11), "You divided by d. The scores are divided by its square root."),
             (
                 _attend(q, keys, values, 7**-0.5),
                 "You divided by the root of the number of keys. d is the length of a key.",
@@ -71,10 +82,10 @@ def _mixed(
                 "The prefix stands behind the keys and before the values, so each weight meets another token's value.",
             ),
             (
-                (q @ keys.T / 2).softmax(dim=0) @ values,
+                (q @ keys.T / 11**0.5).softmax(dim=0) @ values,
                 "The softmax runs over the queries. The weights of one query, over all keys, must add up to 1: dim=1.",
             ),
-            (q @ keys.T / 2 @ values, "The softmax is missing."),
+            (q @ keys.T / 11**0.5 @ values, "The softmax is missing."),
             (
                 text + prefix,
                 "You added two attentions. There is one softmax over all keys, so the prefix takes its share from the text.",
@@ -99,7 +110,7 @@ def _mixed(
     section=_GATE,
 )
 def _gate(answer: Any) -> None:
-    q, K, P_K = random_tensors((3, 4), (5, 4), (2, 4))
+    q, K, P_K = random_tensors((3, 11), (5, 11), (2, 11))
     value = call(answer, q, K, P_K)
     if isinstance(value, torch.Tensor) and tuple(value.shape) == (3, 1):
         value = value[:, 0]
@@ -107,9 +118,9 @@ def _gate(answer: Any) -> None:
         raise Wrong("That is one share for each virtual token. Add them up: one number for each query.")
     if isinstance(value, torch.Tensor) and tuple(value.shape) in ((), (1,)):
         raise Wrong("That is one number for all. Each query has its own gate: return one number for each row of q.")
-    weights = (q @ torch.cat((P_K, K)).T / 2).softmax(dim=1)
+    weights = (q @ torch.cat((P_K, K)).T / 11**0.5).softmax(dim=1)
     share = weights[:, :2].sum(dim=1)
-    of_prefix, of_text = ((q @ keys.T / 2).exp().sum(dim=1) for keys in (P_K, K))
+    of_prefix, of_text = ((q @ keys.T / 11**0.5).exp().sum(dim=1) for keys in (P_K, K))
     unscaled = (q @ torch.cat((P_K, K)).T).softmax(dim=1)
     compare(
         tensor(value, (3,), "the gate, one number for each query,"),
@@ -134,11 +145,11 @@ def _gate(answer: Any) -> None:
         ],
         "The result is not the part of the softmax that falls on the prefix.",
     )
-    q, K, P_K = random_tensors((2, 9), (3, 9), (4, 9))
-    expected = (q @ torch.cat((P_K, K)).T / 3).softmax(dim=1)[:, :4].sum(dim=1)
+    q, K, P_K = random_tensors((2, 9), (5, 9), (7, 9))
+    expected = (q @ torch.cat((P_K, K)).T / 3).softmax(dim=1)[:, :7].sum(dim=1)
     gate = call(answer, q, K, P_K)
     if not isinstance(gate, torch.Tensor) or not equal(gate.reshape(-1), expected):
-        raise Wrong("It is right for k = 2 and d = 4 only. Take both from the shapes.")
+        raise Wrong("It is right for k = 2 and d = 11 only. Take both from the shapes.")
 
 
 @exercise(

@@ -6,7 +6,18 @@ from typing import Any
 
 import torch
 
-from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, reaches, tensor, trained_tensors
+from course_utils.exercises.checking import (
+    Wrong,
+    call,
+    compare,
+    equal,
+    exercise,
+    number,
+    random_tensors,
+    reaches,
+    tensor,
+    trained_tensors,
+)
 
 _FORMULA = "The formula, beside the code"
 _START = "Where the vectors start"
@@ -22,14 +33,14 @@ _COUNT = "What it costs"
 )
 def _prepend(answer: Any) -> None:
     # One row is padded on the right and one on the left, so that the place of the new ones in the mask matters.
-    mask = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1]])
-    embedded, prompt = random_tensors((2, 6, 5), (3, 5))
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1]])
+    embedded, prompt = random_tensors((2, 7, 5), (3, 5))
     prompt.requires_grad_()
     x, extended = _pair(call(answer, embedded, mask, prompt))
     _one_prompt_a_text(x, embedded, prompt)
     repeated = prompt.detach().expand(2, -1, -1)
     compare(
-        tensor(x, (2, 9, 5), "the embeddings, (batch, k + tokens, hidden),"),
+        tensor(x, (2, 10, 5), "the embeddings, (batch, k + tokens, hidden),"),
         torch.cat((repeated, embedded), dim=1),
         [
             (
@@ -48,10 +59,10 @@ def _prepend(answer: Any) -> None:
         "The embeddings are not P and then E, one after the other along the tokens.",
     )
     ones = torch.ones(2, 3, dtype=mask.dtype)
-    if isinstance(extended, torch.Tensor) and tuple(extended.shape) == (2, 6):
+    if isinstance(extended, torch.Tensor) and tuple(extended.shape) == (2, 7):
         raise Wrong("The mask has still the length of the text. It needs k entries more, one for each row of P.")
     compare(
-        tensor(extended, (2, 9), "the mask, (batch, k + tokens),"),
+        tensor(extended, (2, 10), "the mask, (batch, k + tokens),"),
         torch.cat((ones, mask), dim=1),
         [
             (
@@ -64,7 +75,7 @@ def _prepend(answer: Any) -> None:
                 "The ones stand behind the mask. P stands before the text, so they belong before it.",
             ),
             (
-                torch.ones(2, 9),
+                torch.ones(2, 10),
                 "The whole mask is 1. Then the padding is read as text; keep the mask of the text as it is.",
             ),
         ],

@@ -176,7 +176,11 @@ def _check_block(answer: Any, block: torch.Tensor, levels: torch.Tensor) -> None
         [
             (odd * 16 + even, "The two codes of a byte are swapped. The first of a pair goes into the high four bits."),
             (_packed(below), "You took the level below each number. Take the nearest."),
-            (_packed(above), "You took the level above each number. Take the nearest."),
+            (
+                _packed(above),
+                "You took the level above each number, as searchsorted does. Take the nearest: search among the middles "
+                "between two levels, or for the smallest distance.",
+            ),
             (_packed(_nearest(block, levels)), "The block is not divided by its absmax."),
             (
                 _packed(_nearest(block / block.max(), levels)),
@@ -185,10 +189,6 @@ def _check_block(answer: Any, block: torch.Tensor, levels: torch.Tensor) -> None
             (
                 _packed(torch.round((scaled + 1) * 7.5).long()),
                 "These are the indices of 16 levels at equal distances. Take the nearest of `levels`.",
-            ),
-            (
-                _packed(torch.searchsorted(levels, scaled).clamp(max=15)),
-                "searchsorted finds the level above. Search among the middles between two levels.",
             ),
             (
                 codes[:half] * 16 + codes[half:],
@@ -219,8 +219,14 @@ def _bits(answer: Any) -> None:
         4 + 32 / 12,
         [
             (4, "The scales are missing: each block of 12 has one absmax."),
-            (4 + 32 // 12, "`//` cuts the fraction off. Divide with `/`: a weight's share of the absmax is no whole number."),
-            ((4 + 32) / 12, "You divided the four bits by the block as well. Only the absmax is shared: 4 + 32 / block."),
+            (
+                4 + 32 // 12,
+                "`//` cuts the fraction off. Divide with `/`: a weight's share of the absmax is no whole number.",
+            ),
+            (
+                (4 + 32) / 12,
+                "You divided the four bits by the block as well. Only the absmax is shared: 4 + 32 / block.",
+            ),
             (32 / 12, "The codes themselves are missing: four bits for each weight."),
             (4 + 4 / 12, "A float32 has four bytes. Count bits: 32."),
             (4 + 8 / 12, "Without double quantisation an absmax is a float32: 32 bits, not 8."),
@@ -281,14 +287,14 @@ def _layer(answer: Any) -> None:
     h, for_x = _pair(call(answer, x, g, codes, absmax, levels, A, B, s), "the output and the gradient of the input")
     _layer_output(h, x, codes, absmax, A, B, s)
     _layer_gradient(for_x, x, g, codes, absmax, A, B, s)
-    x, g, A, B = random_tensors((2, 5), (2, 7), (3, 5), (7, 3))
-    codes, absmax = (torch.arange(35).view(7, 5) * 3) % 16, torch.linspace(0.2, 0.8, 7)
+    x, g, A, B = random_tensors((5, 7), (5, 11), (3, 7), (11, 3))
+    codes, absmax = (torch.arange(77).view(11, 7) * 3) % 16, torch.linspace(0.2, 0.8, 11)
     levels = torch.linspace(-1, 1, 16)
     h, for_x = _pair(call(answer, x, g, codes, absmax, levels, A, B, 0.5), "the output and the gradient of the input")
     W = levels[codes] * absmax[:, None] + 0.5 * B @ A
-    if not equal(tensor(h, (2, 7), "the output"), x @ W.T):
+    if not equal(tensor(h, (5, 11), "the output"), x @ W.T):
         raise Wrong("It is right for square layers, or for one table of levels, only.")
-    if not equal(tensor(for_x, (2, 5), "the gradient of the input"), g @ W):
+    if not equal(tensor(for_x, (5, 7), "the gradient of the input"), g @ W):
         raise Wrong("It is right for square layers, or for one table of levels, only.")
 
 

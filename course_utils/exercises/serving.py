@@ -156,9 +156,9 @@ def _mixed(answer: Any) -> None:
         mistakes,
         "Text n should get x[n] Wᵀ + s[a] · x[n] A[a]ᵀ B[a]ᵀ with a = which[n].",
     )
-    x, W, A, B, s = random_tensors((4, 2, 5), (7, 5), (2, 3, 5), (2, 7, 3), (2,))
-    which = torch.tensor([1, 1, 0, 1])
-    value = tensor(call(answer, x, W, A, B, s, which), (4, 2, 7), "the result for two adapters and four texts,")
+    x, W, A, B, s = random_tensors((5, 13, 11), (7, 11), (4, 3, 11), (4, 7, 3), (4,))
+    which = torch.tensor([1, 3, 0, 1, 2])
+    value = tensor(call(answer, x, W, A, B, s, which), (5, 13, 7), "the result for four adapters and five texts,")
     if not equal(value, x @ W.T + _path(x, A, B, s, which)):
         raise Wrong("It is right for square layers, or for one number of adapters, only.")
 

@@ -179,7 +179,9 @@ def _watched_epoch(answer: Any, sizes: Sequence[int] = (4, 4, 4), clip: float = 
     if len(moved) < 2 * len(sizes):
         raise Wrong("The batch stays where it was. Move each of its tensors to `device`, or training fails on a GPU.")
     if not all(str(devices[0]) in map(str, to) for to in moved):
-        raise Wrong(f"The batch was moved to {moved[0][0]}, and the argument `device` is {devices[0]}. Use the argument.")
+        raise Wrong(
+            f"The batch was moved to {moved[0][0]}, and the argument `device` is {devices[0]}. Use the argument."
+        )
     return model, value
 
 
@@ -328,12 +330,8 @@ def _needs_a_minimum_change(answer: Any) -> None:
             (_epochs(_stop(slow, 2)), "You do not use minimum_change: a smaller improvement does not count as one."),
             (
                 _epochs(_stop(slow, 2, change, against="lowest")),
-                "A slow but steady fall counts too: compare with the loss of the last epoch that improved, not with "
-                "the lowest loss.",
-            ),
-            (
-                _epochs(_stop(slow, 2, change, against="previous")),
-                "A slow but steady fall counts too: compare with the loss of the best epoch, not with the epoch before.",
+                "A slow but steady fall counts too: compare with the loss of the last epoch that improved, not with the "
+                "lowest loss or with the epoch before.",
             ),
         ],
         f"For the losses {slow}, patience 2 and minimum_change {change} it is {_stop(slow, 2, change)}.",

@@ -192,10 +192,6 @@ def _memory(answer: Any) -> None:
             (4 * trainable + 12 * total, "The two arguments are exchanged: first all weights, then the trained ones."),
             (right / 1e6, "That is in MB. Return bytes."),
             (right / 1e9, "That is in GB. Return bytes."),
-            (
-                4 * (total - trainable) + 12 * trainable,
-                "A trained weight needs 16 bytes: itself, its gradient, and two averages.",
-            ),
         ],
         f"For {total} weights of which {trainable} are trained, {right} bytes are needed; your function returns {value:g}.",
     )

@@ -144,7 +144,7 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda w, h, s, n, r: n * r * 4 * w, "as wide as the queries"),
         (lambda w, h, s, n, r: r * (3 * w + w // h * s), "one layer"),
         (lambda w, h, s, n, r: n * (3 * w + w // h * s), "rank is missing"),
-        (lambda w, h, s, n, r: n * r * 2 * w, "B is missing"),
+        (lambda w, h, s, n, r: n * r * 2 * w, "query alone"),
         (lambda w, h, s, n, r: n * r * (w + w // h * s), "A is missing"),
         (lambda w, h, s, n, r: n * r * (3 * w + s), "counts heads"),
         (lambda w, h, s, n, r: n * (w * w + w * (w // h * s)), "frozen weights"),

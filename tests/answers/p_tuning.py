@@ -147,7 +147,7 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (_with(lambda P, n: 0 * P.repeat(n, 1)), "are zeros"),
         (_with(lambda P, n: P.detach().repeat(n, 1)), "No gradient comes back"),
         (_in_place, "in place"),
-        (_words_replaced, "replaced the words"),
+        (_words_replaced, "differ in number"),
         (_added, "P is added"),
         (lambda E, ids, marker, P: torch.cat((P.expand(len(E), -1, -1), E[:, len(P) :]), 1), "the first k places"),
         (lambda E, ids, marker, P: torch.cat((P.expand(len(E), -1, -1), E), 1), "k rows more"),

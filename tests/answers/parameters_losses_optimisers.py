@@ -98,7 +98,10 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (_overflowing, "overflows"),
         (lambda z, y: nn.functional.cross_entropy(z, y).item(), "Without `.item()`"),
         (lambda z, y: nn.functional.cross_entropy(z.data, y), "No gradient comes back"),
-        (lambda z, y: -(z - z.logsumexp(-1, keepdim=True)).detach().numpy()[range(len(y)), y].mean(), "Expected a loss"),
+        (
+            lambda z, y: -(z - z.logsumexp(-1, keepdim=True)).detach().numpy()[range(len(y)), y].mean(),
+            "Expected a loss",
+        ),
         (lambda z, y: None, "return"),
     ],
     "optimizers.gradient": [

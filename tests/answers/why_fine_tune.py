@@ -45,12 +45,12 @@ def _freeze_a_copy(model: nn.Module) -> nn.Module:
 
 
 def _freeze_the_module(model: nn.Module) -> None:
-    model.bert.requires_grad = False  # type: ignore[assignment]
+    model.bert.requires_grad = False
 
 
 def _freeze_with_a_typo(model: nn.Module) -> None:
     for parameter in model.bert.parameters():  # type: ignore[union-attr]
-        parameter.requiresgrad = False  # type: ignore[attr-defined]
+        parameter.requiresgrad = False  # type: ignore[union-attr]
 
 
 def _mode(labels: list[int]) -> int:

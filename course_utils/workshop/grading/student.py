@@ -18,7 +18,6 @@ from course_utils.workshop.grading import in_process
 from course_utils.workshop.grading.channel import Channel
 from course_utils.workshop.grading.values import Coder, NotPlain
 
-
 _MOST_ARGUMENTS = 12
 
 

@@ -77,7 +77,7 @@ class Coder:
         if isinstance(value, torch.Tensor) and str(value.dtype) in _DTYPES and value.layout == torch.strided:
             numbers = value.detach().cpu().contiguous()
             data = numbers.reshape(-1).view(torch.uint8).numpy().tobytes() if numbers.numel() else b""
-            history = 2 if value.grad_fn is not None else int(value.requires_grad)
+            history = bool(value.requires_grad) if value.grad_fn is None or self.strict else self._reached(value)
             return ["tensor", str(value.dtype), list(value.shape), _text(data), history]
         if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
             kind = "array" if isinstance(value, np.ndarray) else "scalar"
@@ -99,6 +99,15 @@ class Coder:
         if self.strict:
             raise NotPlain(f"{type(value).__name__} is not plain data")
         return ["object", type(value).__name__]
+
+    def _reached(self, value: torch.Tensor) -> list[int]:
+        """The places of the known tensors at which the gradient of this one arrives."""
+        places = [n for n, one in enumerate(self.known) if isinstance(one, torch.Tensor) and one.requires_grad]
+        if not places:
+            return []
+        inputs = [self.known[place] for place in places]
+        found = torch.autograd.grad(value.sum(), inputs, retain_graph=True, allow_unused=True)
+        return [place for place, gradient in zip(places, found, strict=True) if gradient is not None]
 
     def read(self, written: Any, remember: bool = False) -> Any:
         """The value that was written.
@@ -141,7 +150,8 @@ class Coder:
             data = bytearray(base64.b64decode(rest[2]))
             flat = torch.frombuffer(data, dtype=_DTYPES[rest[0]]) if data else torch.empty(0, dtype=_DTYPES[rest[0]])
             tensor = flat.reshape(rest[1]).requires_grad_(bool(rest[3]))
-            tensor.has_history = rest[3] == 2  # type: ignore[attr-defined] # what it was computed from stays over there
+            if isinstance(rest[3], list):  # what it was computed from stays over there
+                tensor.reached = [self.known[place] for place in rest[3]]  # type: ignore[attr-defined]
             return tensor
         if kind in ("array", "scalar"):
             array = np.frombuffer(base64.b64decode(rest[2]), dtype=rest[0]).reshape(rest[1]).copy()
