@@ -6,12 +6,16 @@ import importlib
 import inspect
 import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import fooling
 import pytest
 import torch
+from patience import PATIENCE
 from test_exercises import WRONG, _answers_of_solutions
 
 from course_utils.exercises import checking, exercises, outcomes, run_check
@@ -112,6 +116,30 @@ def test_a_refusal_has_a_reason_of_the_checks_own() -> None:
         if "your code stopped" in (result := run_check(name, fooling.MAKERS[change](answer, []))).message
     ]
     assert crashed == []
+
+
+ON_A_DEVICE = """
+import pretend_gpu, fooling, test_fooling
+from course_utils.exercises import run_check
+
+change = fooling.of_result(lambda value: value.to("pretend"))
+wrong = []
+for name, answer in test_fooling._functions():
+    done = []
+    result = run_check(name, change(answer, done))
+    if done and (result.status == "passed" or "your code stopped" in result.message):
+        wrong.append((name, result.message))
+assert {name for name, _ in wrong} == {"few_shot_distillation.expected"}, wrong  # a number, wherever it is
+"""
+
+
+def test_a_result_on_another_device_is_refused() -> None:
+    """On the device of `pretend_gpu`, in a process of its own, because it cannot be taken away again."""
+    command = [sys.executable, "-c", ON_A_DEVICE]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def _sizes(arguments: tuple[Any, ...]) -> str:

@@ -264,13 +264,18 @@ def tensor(value: Any, shape: tuple[int, ...], what: str) -> torch.Tensor:
         raise Wrong(f"Expected {what} as a tensor, got an array of NumPy. Use torch: NumPy knows no gradients, no GPU.")
     if not isinstance(value, torch.Tensor):
         raise Wrong(f"Expected {what} as a tensor, got {type(value).__name__}.")
-    if value.device.type != "cpu":
-        raise Wrong(f"{what} is on the device {value.device}, and what your function was given is on the processor.")
+    same_device(value, what)
     if tuple(value.shape) != shape:
         raise Wrong(f"{what} should have the shape {shape}, yours has {tuple(value.shape)}.")
     if value.is_floating_point() and value.dtype != torch.float32:
         raise Wrong(f"{what} is in {value.dtype}, and what your function was given in float32. Keep the type.")
     return value
+
+
+def same_device(value: torch.Tensor, what: str) -> None:
+    """The learner's tensor is where everything is that a check hands over."""
+    if value.device.type != "cpu":
+        raise Wrong(f"{what} is on the device {value.device}, and what your function was given is on the processor.")
 
 
 def loss(value: Any, *inputs: torch.Tensor) -> torch.Tensor:

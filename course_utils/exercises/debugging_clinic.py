@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from course_utils.exercises import debugging_patients as patients
-from course_utils.exercises.checking import Wrong, call, exercise
+from course_utils.exercises.checking import Wrong, call, exercise, same_device
 from course_utils.exercises.debugging_patients import Patient, look_trained, tiny_batch, tiny_classifier
 from course_utils.methods import LoRAConfig, inject, trainable_parameters
 
@@ -194,6 +194,8 @@ def _saved(answer: Any, model: Any) -> None:
         raise Wrong(f"Expected a dictionary from name to tensor, got {type(saved).__name__}.")
     if kinds := {type(value).__name__ for value in saved.values() if not isinstance(value, torch.Tensor)}:
         raise Wrong(f"Its values should be tensors, which `load_state_dict` takes; yours are {min(kinds)}.")
+    for name, value in saved.items():
+        same_device(value, str(name))
     names = set(saved)
     if names and names <= {name for name in expected if "lora_" in name}:
         raise Wrong("The head is missing. It is new and was trained too, so a reloaded model would have a random one.")
@@ -370,6 +372,7 @@ def _mask_labels(answer: Any) -> None:
     labels = call(answer, tokens, mask)
     if not isinstance(labels, torch.Tensor) or labels.shape != tokens.shape:
         raise Wrong("Expected a tensor of labels with the shape of the tokens.")
+    same_device(labels, "the tensor of labels")
     mistakes: list[tuple[Callable[[], torch.Tensor], str]] = [
         (lambda: tokens, "Nothing is left out: the model would be praised for predicting padding."),
         (

@@ -8,7 +8,17 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, loss, number, trained_tensors
+from course_utils.exercises.checking import (
+    Wrong,
+    call,
+    compare,
+    equal,
+    exercise,
+    loss,
+    number,
+    same_device,
+    trained_tensors,
+)
 
 _LABELS = "The formula, beside the code"
 _PADDING = "Padding on the left, and the end of an answer"
@@ -140,6 +150,8 @@ def _padding(answer: Any) -> None:
     if not all(isinstance(each, (torch.Tensor, list)) for each in value):
         raise Wrong("Expected three lists of rows, or three tensors.")
     got = [torch.as_tensor(each) for each in value]
+    for each, what in zip(got, ("input_ids", "attention_mask", "labels"), strict=True):
+        same_device(each, what)
     n, longest = 3, 7
     if any(tuple(each.shape) != (2, longest) for each in got):
         raise Wrong(f"Each of the three should have the shape (2, {longest}): as many places as the longest row has.")
