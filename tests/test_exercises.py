@@ -13,7 +13,7 @@ import pytest
 import torch
 from right_variants import VARIANTS
 
-from course_utils.exercises import checking, crashes, exercises, run_check
+from course_utils.exercises import checking, exercises, run_check
 from course_utils.workshop.authoring import notebooks
 
 Function = Callable[..., Any]
@@ -127,18 +127,21 @@ def _source(code: str) -> Function:
 
 def test_a_crash_names_the_line_what_was_given_and_what_it_means() -> None:
     answer = _source(
-        "def lora_forward(x, W, b, A, B, alpha):\n    s = alpha / len(A)\n    return W @ x + b + s * x @ A.T @ B.T\n"
+        "def lora_forward(x, W, b, A, B, alpha):\n    '`W x + b`; x (rows, in) → (rows, out).'\n"
+        "    s = alpha / len(A)\n    return W @ x + b + s * x @ A.T @ B.T\n"
     )
     message = run_check("lora.forward", answer).message
-    assert "stopped with RuntimeError in line 3, `return W @ x + b + s * x @ A.T @ B.T`:" in message
+    assert "stopped with RuntimeError in line 4, `return W @ x + b + s * x @ A.T @ B.T`:" in message
     assert "mat1 and mat2 shapes cannot be multiplied (7x7 and 3x7)." in message
     assert "the columns of P must be as many as the rows of Q" in message
     assert (
         "x: (3, 7) float32, W: (7, 7) float32, b: (7,) float32, A: (2, 7) float32" in message
         and "alpha: 5.0" in message
     )
+    assert "Asked for: `W x + b`; x (rows, in) → (rows, out)." in message
     shown: list[str] = []
-    crashes.show_traceback(shown.append)
+    assert message.endswith("check.traceback(). (See “The formula, beside the code” in the chapter.)")
+    checking.check.traceback(shown.append)  # type: ignore[attr-defined]
     assert shown[0].startswith("Traceback") and "return W @ x" in shown[0]
     assert "checking.py" not in shown[0] and shown[0].endswith("(7x7 and 3x7)")
 

@@ -105,24 +105,32 @@ def test_a_question_that_cannot_be_asked(source: str, words: str) -> None:
         quiz.read(source)
 
 
-def test_a_page_shows_questions_with_their_material(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_show_questions_with_their_material(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
     source = tmp_path / "source"
     source.mkdir()
-    asked = PAGES["09_lora"].partition("## Quiz")[2].partition("## Take-aways")[0]
-    (source / "index.md").write_text(f"# Quiz\n{asked}", encoding="utf-8")
+    for name, text in PAGES.items():
+        section = text.partition("## Quiz")[2].partition("## Take-aways")[0]
+        (source / f"{name}.md").write_text(f"---\norphan: true\n---\n# Quiz\n{section}", encoding="utf-8")
+    (source / "index.md").write_text("# Index\n", encoding="utf-8")
     warnings = io.StringIO()
-    options = {"extensions": ["myst_parser", "sphinx_design", "quiz"]}
-    options["myst_enable_extensions"] = ["dollarmath", "colon_fence"]
+    options = {
+        "extensions": ["myst_parser", "sphinx_design", "quiz"],
+        "myst_enable_extensions": ["dollarmath", "colon_fence"],
+        "html_theme": "basic",
+    }
     with patch_docutils(), docutils_namespace():
         app = Sphinx(
             source, None, tmp_path / "html", tmp_path / "trees", "html", options, status=None, warning=warnings
         )
         app.build()
-    page = (tmp_path / "html" / "index.html").read_text(encoding="utf-8")
     assert not warnings.getvalue()
-    answers = sum(len(question.answers) for question in quiz.questions(PAGES["09_lora"]))
-    assert page.count("quiz-answer") == answers and page.count("quiz-question") == 5
-    assert page.count("<table") == 1 and page.count("<pre>") == 2
-    assert [f"<strong>{n}.</strong>" in page for n in range(1, 7)] == [True] * 5 + [False]
-    assert page.count("<strong>Right.</strong>") == 5
+    for name, text in PAGES.items():
+        page = (tmp_path / "html" / f"{name}.html").read_text(encoding="utf-8")
+        found = quiz.questions(text)
+        assert page.count("quiz-answer") == sum(len(question.answers) for question in found), name
+        assert page.count("quiz-question") == len(found), name
+        assert page.count("<pre>") == sum(question.asked.count("```") // 2 for question in found), name
+        assert page.count("<table") == sum("\n|" in question.asked for question in found), name
+        assert page.count("<strong>Right.</strong>") == sum(a.right for question in found for a in question.answers)
+        assert f"<strong>{len(found)}.</strong>" in page and f"<strong>{len(found) + 1}.</strong>" not in page

@@ -138,8 +138,11 @@ def judge(found: Exercise, check: Callable[[Any], None], answer: Any) -> CheckRe
 
 
 def check(name: str, answer: Any) -> None:
-    """Check an answer and print the result."""
+    """Check an answer and print the result; `check.traceback()` shows where the code stopped that was checked last."""
     print(run_check(name, answer))
+
+
+check.traceback = crashes.show_traceback  # type: ignore[attr-defined]
 
 
 def call(answer: Any, *arguments: Any, changes: bool = False, returns: bool = True) -> Any:

@@ -8,6 +8,7 @@ import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -74,11 +75,13 @@ def described(value: Any) -> str:
 
 
 def note(error: BaseException, answer: Any, arguments: tuple[Any, ...]) -> None:
-    """Keep with an error what the function was given when it stopped."""
+    """Keep with an error what the function was given when it stopped, and what its first line says that it should do."""
     names = parameter_names(answer, len(arguments))
     error.given = ", ".join(  # type: ignore[attr-defined]
         f"{name}: {described(value)}" for name, value in zip(names, arguments, strict=True)
     )
+    said = answer.__doc__ if isinstance(answer, FunctionType) and answer.__doc__ else ""
+    error.asked = said.strip().partition("\n")[0]  # type: ignore[attr-defined]
 
 
 def own_line(error: BaseException) -> str:
@@ -112,15 +115,9 @@ def explained(error: BaseException) -> str:
         else (f"your code stopped with {type(error).__name__}{where}.")
     )
     meaning = next((meaning for words, meaning in _MEANINGS if words in str(error)), "")
-    given = getattr(error, "given", "")
-    return " ".join(
-        [
-            says,
-            *[meaning] * bool(meaning),
-            *[f"It was given {given}."] * bool(given),
-            "Whole traceback: show_traceback().",
-        ]
-    )
+    given, asked = getattr(error, "given", ""), getattr(error, "asked", "")
+    parts = [says, meaning, f"It was given {given}." if given else "", f"Asked for: {asked}" if asked else ""]
+    return " ".join(part for part in [*parts, "Whole traceback: check.traceback()."] if part)
 
 
 def show_traceback(write: Callable[[str], Any] = print) -> None:

@@ -6,6 +6,7 @@ It gets the code, runs it, and then calls the student's function as often as the
 from __future__ import annotations
 
 import json
+import linecache
 import random
 from typing import Any
 
@@ -31,7 +32,7 @@ def serve(channel: Channel, code: list[str], name: str) -> None:
     """
     seed()
     space: dict[str, Any] = {"__name__": "__main__"}
-    errors = [error for piece in code if (error := _run(piece, space))]
+    errors = [error for number, piece in enumerate(code) if (error := _run(piece, space, f"<part {number}>"))]
     answer = space.get(name)
     kind = "missing" if name not in space else "function" if callable(answer) else "value"
     value = Coder(strict=False).write(answer) if kind == "value" else None
@@ -52,9 +53,10 @@ def seed() -> None:
     random.seed(0)
 
 
-def _run(piece: str, space: dict[str, Any]) -> str | None:
+def _run(piece: str, space: dict[str, Any], name: str) -> str | None:
+    linecache.cache[name] = (len(piece), None, piece.splitlines(keepends=True), name)  # to show the line that stopped
     try:
-        exec(compile(piece, "<your notebook>", "exec", dont_inherit=True), space)
+        exec(compile(piece, name, "exec", dont_inherit=True), space)
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: the next piece runs all the same
         return describe(error)
     return None
