@@ -464,6 +464,83 @@ _QLORA: list[Function] = [
 ]
 
 
+# --- the training loop ----------------------------------------------------------------------------------------------
+
+
+def _loop(
+    *,
+    zero: Callable[[Any, Any], Any] = lambda model, optimizer: optimizer.zero_grad(),
+    move: Callable[[Any, Any], Any] = lambda batch, device: {k: v.to(device) for k, v in batch.items()},
+    loss_of: Callable[[Any, Any], Any] = lambda model, batch: model(**batch).loss,
+    clip: Callable[[Any, float], Any] = lambda model, norm: nn.utils.clip_grad_norm_(model.parameters(), norm),
+    mean: Callable[[Any], Any] = lambda losses: sum(losses) / len(losses),
+    zero_last: bool = False,
+) -> Function:
+    """A loop that is right, with one part written in another way."""
+
+    def epoch(model: Any, loader: Any, optimizer: Any, scheduler: Any, device: Any, clip_norm: float) -> Any:
+        model.train()
+        losses = []
+        for batch in loader:
+            if not zero_last:
+                zero(model, optimizer)
+            loss = loss_of(model, move(batch, device))
+            loss.backward()
+            clip(model, clip_norm)
+            optimizer.step()
+            scheduler.step()
+            if zero_last:
+                zero(model, optimizer)
+            losses.append(loss.item())
+        return mean(losses)
+
+    return epoch
+
+
+def _clipped_by_hand(model: Any, norm: float) -> None:
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    length = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    for gradient in gradients:
+        gradient.mul_(min(1.0, norm / float(length + 1e-6)))
+
+
+def _popped(model: Any, batch: Any) -> Any:
+    labels = batch.pop("labels")
+    return F.cross_entropy(model(**batch).logits, labels)
+
+
+def _each_moved(batch: Any, device: Any) -> Any:
+    for key in batch:
+        batch[key] = batch[key].to(device=device, non_blocking=True)
+    return batch
+
+
+def _running_mean(losses: Any) -> Any:
+    mean = 0.0
+    for n, loss in enumerate(losses, start=1):
+        mean += (loss - mean) / n
+    return mean
+
+
+_EPOCH: list[Function] = [
+    _loop(),
+    _loop(zero_last=True),
+    _loop(zero=lambda model, optimizer: model.zero_grad()),
+    _loop(zero=lambda model, optimizer: optimizer.zero_grad(set_to_none=False)),
+    _loop(move=_each_moved),
+    _loop(move=lambda batch, device: dict(zip(batch, (v.to(device) for v in batch.values()), strict=True))),
+    _loop(loss_of=lambda model, batch: model(**batch)[0]),
+    _loop(loss_of=lambda model, batch: nn.CrossEntropyLoss()(model(**batch).logits, batch["labels"])),
+    _loop(loss_of=_popped),
+    _loop(loss_of=lambda model, batch: model(batch["input_ids"], batch["attention_mask"], batch["labels"]).loss),
+    _loop(clip=_clipped_by_hand),
+    _loop(clip=lambda model, norm: nn.utils.clip_grad_norm_(list(model.parameters()), max_norm=norm, norm_type=2)),
+    _loop(mean=np.mean),
+    _loop(mean=_running_mean),
+    _loop(mean=lambda losses: torch.tensor(losses).mean()),
+]
+
+
 # --- data and others ------------------------------------------------------------------------------------------------
 
 
@@ -547,6 +624,7 @@ VARIANTS: dict[str, list[Function]] = {
     "prefix_tuning.attention": _PREFIX,
     "prompt_tuning.prepend": _PREPEND,
     "qlora.layer": _QLORA,
+    "training_loop.epoch": _EPOCH,
     "why.freeze": [
         _freeze_names,
         _freeze_in_two_loops,

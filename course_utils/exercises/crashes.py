@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 #: Files here are not the learner's: this library, the installed packages, and Python itself.
-_FOREIGN = (str(Path(__file__).parents[1]), *map(str, sysconfig.get_paths().values()))
+_INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
+_FOREIGN = (str(Path(__file__).parents[1]), *(sysconfig.get_path(name) for name in _INSTALLED))
 _WIDEST = 90  # characters of a line that are shown
 
 #: Words of an error → what is behind it. The first that fits is said.
