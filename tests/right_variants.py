@@ -467,10 +467,14 @@ _QLORA: list[Function] = [
 # --- the training loop ----------------------------------------------------------------------------------------------
 
 
+def _moved(batch: Any, device: Any) -> Any:
+    return {key: value.to(device) for key, value in batch.items()}
+
+
 def _loop(
     *,
     zero: Callable[[Any, Any], Any] = lambda model, optimizer: optimizer.zero_grad(),
-    move: Callable[[Any, Any], Any] = lambda batch, device: {k: v.to(device) for k, v in batch.items()},
+    move: Callable[[Any, Any], Any] = _moved,
     loss_of: Callable[[Any, Any], Any] = lambda model, batch: model(**batch).loss,
     clip: Callable[[Any, float], Any] = lambda model, norm: nn.utils.clip_grad_norm_(model.parameters(), norm),
     mean: Callable[[Any], Any] = lambda losses: sum(losses) / len(losses),
