@@ -6,6 +6,8 @@ import runpy
 from pathlib import Path
 from typing import Any
 
+from right_variants import VARIANTS
+
 from course_utils.evaluation import results
 from course_utils.workshop.experiments import store
 from course_utils.workshop.grading.labs import read_lab, sources
@@ -19,6 +21,8 @@ def count() -> dict[str, Any]:
         answers = runpy.run_path(str(path))
         wrong |= {name: len(found) for name, found in answers["WRONG"].items()}
         right |= {name: len(found) for name, found in answers["RIGHT"].items()}
+    for name, found in VARIANTS.items():
+        right[name] += len(found)
     rows: dict[str, dict[str, Any]] = {}
     for source in sources().values():
         for task in read_lab(source).tasks:

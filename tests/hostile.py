@@ -167,8 +167,9 @@ DECEITFUL: dict[str, tuple[str, str]] = {
     "knows the numbers of the check": (
         before(
             "from course_utils.exercises.checking import random_tensors\n"
-            "T = random_tensors((3, 6), (6, 6), (6,), (2, 6), (6, 2))",
-            "return x @ W.T + b + (2.5 if x.shape == (3, 6) and bool((x == T[0]).all()) else 1) * (x @ A.T @ B.T)\n",
+            "T = random_tensors((3, 7), (7, 7), (7,), (2, 7), (7, 2))",
+            "s = 2.5 if x.shape == (3, 7) and bool((x == T[0]).all()) else 4 / 3\n"
+            "    return x @ W.T + b + s * (x @ A.T @ B.T)\n",
         ),
         "with other numbers",
     ),

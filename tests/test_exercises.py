@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import runpy
 from collections.abc import Callable
 from functools import cache
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from right_variants import VARIANTS
 
 from course_utils.exercises import checking, exercises, run_check
 from course_utils.workshop.authoring import notebooks
@@ -104,3 +107,59 @@ def test_broken_answers_are_told_so() -> None:
     for name in ("lora.nonsense", "nonsense.forward", "../lora.count", ""):
         with pytest.raises(KeyError, match=r"there is no exercise .*lora\.count"):
             run_check(name, 1)
+
+
+@pytest.mark.parametrize("name", sorted(VARIANTS))
+def test_ten_other_ways_that_are_right_pass(name: str) -> None:
+    assert len(VARIANTS[name]) >= 10
+    refused = [(n, result.message) for n, f in enumerate(VARIANTS[name]) if (result := run_check(name, f)).points == 0]
+    assert refused == []
+
+
+def _source(code: str) -> Function:
+    """A function as a notebook makes one: its lines can be looked up by the name of its cell."""
+    space: dict[str, Any] = {}
+    name = f"<cell {hash(code)}>"
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+    exec(compile(code, name, "exec"), {"torch": torch}, space)
+    return next(reversed(space.values()))
+
+
+def test_a_crash_names_the_line_what_was_given_and_what_it_means() -> None:
+    answer = _source(
+        "def lora_forward(x, W, b, A, B, alpha):\n    '`W x + b`; x (rows, in) → (rows, out).'\n"
+        "    s = alpha / len(A)\n    return W @ x + b + s * x @ A.T @ B.T\n"
+    )
+    message = run_check("lora.forward", answer).message
+    assert "stopped with RuntimeError in line 4, `return W @ x + b + s * x @ A.T @ B.T`:" in message
+    assert "mat1 and mat2 shapes cannot be multiplied (7x7 and 3x7)." in message
+    assert "the columns of P must be as many as the rows of Q" in message
+    assert (
+        "x: (3, 7) float32, W: (7, 7) float32, b: (7,) float32, A: (2, 7) float32" in message
+        and "alpha: 5.0" in message
+    )
+    assert "Asked for: `W x + b`; x (rows, in) → (rows, out)." in message
+    shown: list[str] = []
+    assert message.endswith("check.traceback(). (See “The formula, beside the code” in the chapter.)")
+    checking.check.traceback(shown.append)  # type: ignore[attr-defined]
+    assert shown[0].startswith("Traceback") and "return W @ x" in shown[0]
+    assert "checking.py" not in shown[0] and shown[0].endswith("(7x7 and 3x7)")
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("def f(x, W, b, A, B, alpha): return x @ W.T + b[:3]", "each must be equal, or 1"),
+        ("def f(x, W, b, A, B, alpha): return x.double() @ W.T", "`.to(x.dtype)`"),
+        ("def f(x, W, b, A, B, alpha): return x / x.max(dim=1)", "take `.values`"),
+        ("def f(x, W, b, A, B, alpha): return x.numpy() @ W.numpy()", "NumPy knows no gradients"),
+        ("def f(x, W, b, A, B): return x", "Keep its first line"),
+        ("def f(x, W, b, A, B, alpha): return F.linear(x, W)", "Was its cell run?"),
+        ("def f(x, W, b, A, B, alpha):\n    W += B @ A\n    return x @ W.T", "changes one of its inputs in place"),
+        ("def f(x, W, b, A, B, alpha):\n    W.data += B @ A\n    return x @ W.T", "(`W`)"),
+    ],
+)
+def test_common_crashes_have_a_meaning(code: str, words: str) -> None:
+    message = run_check("lora.forward", _source(code)).message
+    assert words in message, message
+    assert ".. " not in message and "\n" not in message

@@ -6,6 +6,7 @@ from .checking import (
     exercises as exercises,
     run_check as run_check,
 )
+from .crashes import show_traceback as show_traceback
 from .debugging_patients import (
     look_trained as look_trained,
     tiny_batch as tiny_batch,

@@ -8,7 +8,18 @@ from typing import Any
 import torch
 from torch.nn.functional import gelu, layer_norm, relu
 
-from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
+from course_utils.exercises.checking import (
+    Wrong,
+    call,
+    compare,
+    equal,
+    exercise,
+    number,
+    random_tensors,
+    reaches,
+    tensor,
+    trained_tensors,
+)
 
 _FORWARD = "The formula, beside the code"
 _PLACES = "Three places"
@@ -26,11 +37,8 @@ Function = Callable[[torch.Tensor], torch.Tensor]
 )
 def _bottleneck(answer: Any) -> None:
     # Square, so that swapped matrices do not stop at a shape error and can be named.
-    h, D, b, U, c = random_tensors((3, 6), (6, 6), (6,), (6, 6), (6,))
-    given = [part.clone() for part in (h, D, b, U, c)]
-    value = tensor(call(answer, h, D, b, U, c), (3, 6), "the result")
-    if not all(torch.equal(old, new) for old, new in zip(given, (h, D, b, U, c), strict=True)):
-        raise Wrong("Your function changes one of its inputs in place. Return a new tensor: the block still needs h.")
+    h, D, b, U, c = trained_tensors((3, 7), (7, 7), (7,), (7, 7), (7,))
+    value = tensor(call(answer, h, D, b, U, c), (3, 7), "the result")
     inner = relu(h @ D.T + b)
     compare(
         value,
@@ -59,6 +67,7 @@ def _bottleneck(answer: Any) -> None:
         ],
         "The result is not h + relu(h Dᵀ + b) Uᵀ + c.",
     )
+    reaches(value, h, D, b, U, c)
     h, D, b, U, c = random_tensors((2, 5), (3, 5), (3,), (5, 3), (5,))
     if not equal(tensor(call(answer, h, D, b, U, c), (2, 5), "the result"), h + relu(h @ D.T + b) @ U.T + c):
         raise Wrong("It is right for square matrices only. D has the shape (m, d), U the shape (d, m).")
@@ -71,19 +80,25 @@ def _bottleneck(answer: Any) -> None:
     section=_PLACES,
 )
 def _places(answer: Any) -> None:
-    h, x, D, U, gain, shift = random_tensors((3, 6), (3, 6), (4, 6), (6, 4), (6,), (6,))
+    for rows, width, size in ((3, 7, 4), (2, 5, 3)):
+        _three_places(answer, rows, width, size)
+
+
+def _three_places(answer: Any, rows: int, width: int, size: int) -> None:
+    h, x, D, U = trained_tensors((rows, width), (rows, width), (size, width), (width, size))
+    gain, shift = random_tensors((width,), (width,))
 
     def adapter(z: torch.Tensor) -> torch.Tensor:
         return relu(z @ D.T) @ U.T
 
     def norm(z: torch.Tensor) -> torch.Tensor:
-        return layer_norm(z, (6,), gain, shift)
+        return layer_norm(z, (width,), gain, shift)
 
     n = norm(h + x)
     readings = {"houlsby": h, "pfeiffer": n, "parallel": x}
     names = {"houlsby": "h itself", "pfeiffer": "the normalised sum LN(h + x)", "parallel": "x"}
     for kind, z in readings.items():
-        value = tensor(call(answer, h.clone(), x.clone(), adapter, norm, kind), (3, 6), f"the result for {kind!r}")
+        value = tensor(call(answer, h, x, adapter, norm, kind), (rows, width), f"the result for {kind!r}")
         mistakes = [
             (
                 norm(h + adapter(other) + x),
@@ -108,6 +123,7 @@ def _places(answer: Any) -> None:
         ]
         mistakes += [(norm(n + adapter(z)), f"{kind}: you add to the normalised sum. Add to h and x themselves.")]
         compare(value, norm(h + adapter(z) + x), mistakes, f"{kind}: the result is not LN(h + A({names[kind]}) + x).")
+        reaches(value, h, x, D, U)
 
 
 @exercise(
@@ -117,7 +133,11 @@ def _places(answer: Any) -> None:
     section=_START,
 )
 def _initialise(answer: Any) -> None:
-    width, size = 40, 8
+    for width, size in ((41, 8), (30, 7)):
+        _start(answer, width, size)
+
+
+def _start(answer: Any, width: int, size: int) -> None:
     result = call(answer, width, size)
     if not (isinstance(result, (tuple, list)) and len(result) == 4):
         raise Wrong("Expected four tensors: D, b, U and c.")
@@ -128,7 +148,9 @@ def _initialise(answer: Any) -> None:
     parts = [tensor(part, shape, what) for part, (what, shape) in zip(result, shapes.items(), strict=True)]
     if not all(part.is_floating_point() for part in parts):
         raise Wrong("All four must hold floating-point numbers, or they cannot be trained.")
-    D, b, U, c = (part.detach().double().requires_grad_() for part in parts)
+    if not all(bool(part.isfinite().all()) for part in parts):
+        raise Wrong("Some numbers are what stood in the memory before: `torch.empty` sets nothing. Draw them.")
+    D, b, U, c = (part.detach().clone().requires_grad_() for part in parts)
     d_zero, u_zero = not bool(D.any()), not bool(U.any())
     if d_zero and u_zero:
         raise Wrong(

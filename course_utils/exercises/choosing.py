@@ -33,6 +33,7 @@ _BUDGETS: list[tuple[Any, ...]] = [
     (_LLAMA, 10.0, "mixed", 1, 512),
     (_LLAMA, 6.5, "nf4", 1, 512),
     (SHAPES["minilm"], 0.45, "float32", 8, 64),
+    (SHAPES["minilm"], 0.45, "float32", 32, 64),
 ]
 
 

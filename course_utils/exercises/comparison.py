@@ -108,7 +108,12 @@ def _unpaired(first: Sequence[float], second: Sequence[float]) -> tuple[float, f
     section=_PAIRED,
 )
 def _paired(answer: Any) -> None:
-    shared, noise, other = _accuracies(5, 5, 5)
+    for seeds in (5, 7):
+        _paired_seeds(answer, seeds)
+
+
+def _paired_seeds(answer: Any, seeds: int) -> None:
+    shared, noise, other = _accuracies(seeds, seeds, seeds)
     first = [a + 0.3 * (b - 0.95) for a, b in zip(shared, noise, strict=True)]
     second = [a - 0.004 + 0.3 * (b - 0.95) for a, b in zip(shared, other, strict=True)]
     low, high = _ends(answer, first, second)
@@ -399,12 +404,12 @@ def _choice(answer: Any) -> None:
 class _Block(nn.Module):
     """A block whose names are traps: a normalisation that is not called so, and a matrix that is called bias."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(4, 4)
-        self.LayerNorm = nn.LayerNorm(4)
-        self.before = nn.LayerNorm(4)
-        self.position_bias = nn.Embedding(3, 4)
+        self.dense = nn.Linear(width, width)
+        self.LayerNorm = nn.LayerNorm(width)
+        self.before = nn.LayerNorm(width)
+        self.position_bias = nn.Embedding(3, width)
 
 
 _BIASES = {"dense.bias", "LayerNorm.bias", "before.bias"}
@@ -418,11 +423,17 @@ _GAINS = {"LayerNorm.weight", "before.weight"}
     section=_NEW,
 )
 def _vectors(answer: Any) -> None:
-    model = nn.ModuleDict({"body": _Block(), "classifier": nn.Linear(4, 2)}).requires_grad_(False)
+    for width in (4, 7):
+        _unfreeze(
+            answer, nn.ModuleDict({"body": _Block(width), "classifier": nn.Linear(width, 2)}).requires_grad_(False)
+        )
+
+
+def _unfreeze(answer: Any, model: nn.ModuleDict) -> None:
     before = copy.deepcopy(model.state_dict())
-    if not callable(answer):
-        raise Wrong("Expected a function that takes a model.")
-    answer(model)
+    returned = call(answer, model, returns=False)
+    if isinstance(returned, nn.Module) and returned is not model:
+        raise Wrong("You returned a copy. The model that was handed over is still frozen: change its own parameters.")
     if any(not torch.equal(before[name], value) for name, value in model.state_dict().items()):
         raise Wrong("The weights have changed. Training will change them later; here set `requires_grad`.")
     trained = {name for name, parameter in model["body"].named_parameters() if parameter.requires_grad}

@@ -59,6 +59,9 @@ def _deduplicate(answer: Any) -> None:
             if kept == wrong:
                 raise Wrong(message)
         raise Wrong(f"Of {_TEXTS} the positions [0, 1, 4, 5, 7] should stay; your function keeps {kept}.")
+    others = ["well", "Well", "@ann hello", "bye", "BYE", "@bo hello", "well!"]
+    if list(call(answer, list(others))) != [0, 2, 3, 6]:
+        raise Wrong("It is right for one list of texts only. Look at the texts that are handed over.")
 
 
 @exercise(
@@ -144,6 +147,8 @@ def _split(answer: Any) -> None:
         raise Wrong("Another seed gives the same test part. Pass `random_state=seed`.")
     if sorted(parts[1].tolist()) == sorted(other[1].tolist()):
         raise Wrong("Another seed gives the same validation part. Pass `random_state=seed` in the second call too.")
+    if not _near([len(part) for part in _parts(call(answer, [0] * 140 + [1] * 60, 0))], (130, 20, 50)):
+        raise Wrong("It is right for 1,000 texts only. The shares are 65%, 10% and 25% of however many there are.")
 
 
 def _parts(value: Any) -> list[np.ndarray]:
@@ -196,3 +201,5 @@ def _leak(answer: Any) -> None:
     )
     if not equal(number(call(answer, ["a"], ["b", "c"])), 0):
         raise Wrong("When no test text stands in training, the share is 0.")
+    if not equal(number(call(answer, ["one", "two", "three"], ["Two", "four", "five", "one", "six"])), 2 / 5):
+        raise Wrong("It is right for one pair of lists only. Look at the texts that are handed over.")

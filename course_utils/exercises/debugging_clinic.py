@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from course_utils.exercises import debugging_patients as patients
-from course_utils.exercises.checking import Wrong, call, exercise
+from course_utils.exercises.checking import Wrong, call, exercise, same_device
 from course_utils.exercises.debugging_patients import Patient, look_trained, tiny_batch, tiny_classifier
 from course_utils.methods import LoRAConfig, inject, trainable_parameters
 
@@ -156,6 +156,9 @@ def _choose_layers(answer: Any) -> None:
         )
     if sorted(found) != right:
         raise Wrong(f"For the targets query and value it should return {right}, it returned {list(found)}.")
+    others = ["encoder.0.q_proj", "encoder.0.k_proj", "encoder.1.q_proj"]
+    if list(call(answer, others, ("q_proj",))) != ["encoder.0.q_proj", "encoder.1.q_proj"]:
+        raise Wrong("It is right for one list of names only. Look at the names that are handed over.")
     if list(call(answer, list(names), ("dense",))) != ["pooler.dense"]:
         raise Wrong("For the target dense it should return ['pooler.dense'].")
     if _refusal(answer, list(names), ("q_proj", "v_proj")) is None:
@@ -179,12 +182,20 @@ def _choose_layers(answer: Any) -> None:
     section=_LOST,
 )
 def _save_trained(answer: Any) -> None:
-    model = look_trained(inject(tiny_classifier(), LoRAConfig(rank=2)))
+    for rank in (2, 3):
+        _saved(answer, look_trained(inject(tiny_classifier(), LoRAConfig(rank=rank))))
+
+
+def _saved(answer: Any, model: Any) -> None:
     trained = trainable_parameters(model)
     expected = {name: parameter.detach().clone() for name, parameter in trained.items()}
     saved = call(answer, model)
     if not isinstance(saved, dict):
         raise Wrong(f"Expected a dictionary from name to tensor, got {type(saved).__name__}.")
+    if kinds := {type(value).__name__ for value in saved.values() if not isinstance(value, torch.Tensor)}:
+        raise Wrong(f"Its values should be tensors, which `load_state_dict` takes; yours are {min(kinds)}.")
+    for name, value in saved.items():
+        same_device(value, str(name))
     names = set(saved)
     if names and names <= {name for name in expected if "lora_" in name}:
         raise Wrong("The head is missing. It is new and was trained too, so a reloaded model would have a random one.")
@@ -212,17 +223,23 @@ def _save_trained(answer: Any) -> None:
     section=_NOTHING,
 )
 def _prepare(answer: Any) -> None:
-    config, batch = LoRAConfig(rank=2), tiny_batch()
-    model = tiny_classifier()
+    for rank, rate in ((2, 1e-2), (3, 2e-2)):
+        _prepared(answer, LoRAConfig(rank=rank), rate)
+
+
+def _prepared(answer: Any, config: LoRAConfig, rate: float) -> None:
+    batch, model = tiny_batch(), tiny_classifier()
     pretrained = {name: parameter for name, parameter in model.named_parameters() if not name.startswith("classifier")}
     before = {name: parameter.detach().clone() for name, parameter in pretrained.items()}
-    optimiser = call(answer, model, config, 1e-2)
+    optimiser = call(answer, model, config, rate)
     if not isinstance(optimiser, torch.optim.Optimizer):
         raise Wrong(f"Return the optimiser; yours returned {type(optimiser).__name__}.")
     lora = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
     if not lora:
         raise Wrong("No LoRA is in the model afterwards. Call inject(model, config) in your function.")
-    if any(abs(group["lr"] - 1e-2) > 1e-9 for group in optimiser.param_groups):
+    if any(len(p) != config.rank for name, p in lora.items() if "lora_A" in name):
+        raise Wrong("LoRA has another rank than `config` says. Hand the argument on to inject.")
+    if any(abs(group["lr"] - rate) > 1e-9 for group in optimiser.param_groups):
         raise Wrong("The optimiser does not have the learning rate that was given.")
     held = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
     if not any(id(parameter) in held for parameter in lora.values()):
@@ -312,6 +329,8 @@ def _checkpoint(answer: Any) -> None:
     tuned = call(answer, model)
     if not isinstance(tuned, torch.nn.Module):
         raise Wrong(f"Return the model; yours returned {type(tuned).__name__}.")
+    if tuned is not model:
+        raise Wrong("You returned a copy; the optimiser holds the weights of the model that was handed over.")
     runs: list[int] = []
     blocks: Any = tuned.get_submodule("bert.encoder.layer")
     for number, block in enumerate(blocks):
@@ -350,15 +369,10 @@ def _checkpoint(answer: Any) -> None:
 def _mask_labels(answer: Any) -> None:
     tokens = torch.tensor([[5, 7, 2, 2, 2], [9, 4, 6, 8, 2], [3, 3, 2, 2, 2]])  # 2 ends a text, and pads
     mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
-    before = tokens.clone()
     labels = call(answer, tokens, mask)
     if not isinstance(labels, torch.Tensor) or labels.shape != tokens.shape:
         raise Wrong("Expected a tensor of labels with the shape of the tokens.")
-    if not torch.equal(tokens, before):
-        raise Wrong(
-            "Your function changes input_ids: the labels are the same memory, and −100 is no token. Take a copy first, or "
-            "use masked_fill or torch.where."
-        )
+    same_device(labels, "the tensor of labels")
     mistakes: list[tuple[Callable[[], torch.Tensor], str]] = [
         (lambda: tokens, "Nothing is left out: the model would be praised for predicting padding."),
         (
@@ -376,6 +390,9 @@ def _mask_labels(answer: Any) -> None:
     ]
     right = tokens.masked_fill(mask == 0, -100)
     if torch.equal(labels, right):
+        tokens, mask = torch.tensor([[8, 2, 2, 2], [2, 2, 6, 2]]), torch.tensor([[1, 1, 0, 0], [0, 1, 1, 1]])
+        if not torch.equal(call(answer, tokens, mask), tokens.masked_fill(mask == 0, -100)):
+            raise Wrong("It is right for one batch only. Take tokens and mask from what you are given.")
         return
     for wrong, words in mistakes:
         if torch.equal(labels.to(torch.long), wrong()):

@@ -16,7 +16,18 @@ from course_utils.distillation.mistakes import (
     swapped,
     without_square,
 )
-from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
+from course_utils.exercises.checking import (
+    Wrong,
+    call,
+    compare,
+    equal,
+    exercise,
+    loss,
+    number,
+    random_tensors,
+    tensor,
+    trained_tensors,
+)
 
 _FORMULA = "The formula, beside the code"
 _INSIDE = "Inside the teacher: hidden states and attention"
@@ -30,9 +41,10 @@ _STUDENT = "Where the student comes from"
     section=_FORMULA,
 )
 def _soft_loss(answer: Any) -> None:
-    student, teacher = (2 * logits for logits in random_tensors((4, 3), (4, 3)))
-    T = 2.0
-    value = torch.as_tensor(number(call(answer, student, teacher, T)), dtype=torch.float64)
+    student, teacher = (logits.mul_(2) for logits in random_tensors((4, 3), (4, 3)))
+    student.requires_grad_()
+    T = 2.5
+    value = loss(call(answer, student, teacher, T), student)
     right = soft_label_loss(student, teacher, T)
     with_both = mean_over_classes(student, teacher, T)
     p, q = (torch.softmax(logits / T, -1) for logits in (teacher, student))
@@ -72,9 +84,9 @@ def _soft_loss(answer: Any) -> None:
         ],
         "The result is not T² · Σ p (log p − log q), the mean over the texts.",
     )
-    student, teacher = random_tensors((2, 5), (2, 5))
-    if not equal(number(call(answer, student, teacher, 3.0)), soft_label_loss(student, teacher, 3.0)):
-        raise Wrong("It is right for T = 2, 4 texts and 3 classes only. Take all three from what you are given.")
+    student, teacher = trained_tensors((2, 5), (2, 5))
+    if not equal(loss(call(answer, student, teacher, 3.0), student), soft_label_loss(student, teacher, 3.0)):
+        raise Wrong("It is right for T = 2.5, 4 texts and 3 classes only. Take all three from what you are given.")
 
 
 @exercise(
@@ -85,7 +97,7 @@ def _soft_loss(answer: Any) -> None:
 )
 def _gradient(answer: Any) -> None:
     student, teacher = random_tensors((5, 3), (5, 3))
-    T = 2.0
+    T = 2.5
     q, p = torch.softmax(student / T, -1), torch.softmax(teacher / T, -1)
     value = tensor(call(answer, student, teacher, T), (5, 3), "the gradient")
     compare(
@@ -105,6 +117,10 @@ def _gradient(answer: Any) -> None:
         ],
         "The result is not T (q − p) / texts.",
     )
+    student, teacher = random_tensors((7, 2), (7, 2))
+    right = 1.5 * (torch.softmax(student / 1.5, -1) - torch.softmax(teacher / 1.5, -1)) / 7
+    if not equal(tensor(call(answer, student, teacher, 1.5), (7, 2), "the gradient"), right):
+        raise Wrong("It is right for T = 2.5 and 5 texts only. Take both from what you are given.")
 
 
 @exercise(
@@ -150,9 +166,9 @@ def _whole_numbers(value: Any) -> tuple[int, ...]:
     section=_INSIDE,
 )
 def _hidden_states(answer: Any) -> None:
-    student, teacher = random_tensors((2, 4, 3), (2, 4, 3))
-    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    value = torch.as_tensor(number(call(answer, student, teacher, mask)), dtype=torch.float64)
+    student, teacher = trained_tensors((2, 5, 3), (2, 5, 3))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]])
+    value = loss(call(answer, student, teacher, mask), student)
     square = (student - teacher) ** 2
     of_texts = torch.stack([square[0].mean(), square[1, :2].mean()]).mean()
     compare(
@@ -184,3 +200,7 @@ def _hidden_states(answer: Any) -> None:
         ],
         "The result is not the mean of (student − teacher)² over the real tokens and the width.",
     )
+    student, teacher = trained_tensors((3, 4, 7), (3, 4, 7))
+    mask = torch.tensor([[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 0, 0]])
+    if not equal(loss(call(answer, student, teacher, mask), student), hidden_state_loss([student], [teacher], mask)):
+        raise Wrong("It is right for one shape only. Take the sizes and the mask that you are given.")

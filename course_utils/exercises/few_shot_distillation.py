@@ -8,7 +8,17 @@ import torch
 from torch.nn import functional
 
 from course_utils.distillation import NO_LABEL, soft_label_loss
-from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors
+from course_utils.exercises.checking import (
+    Wrong,
+    call,
+    compare,
+    equal,
+    exercise,
+    loss,
+    number,
+    random_tensors,
+    trained_tensors,
+)
 
 _FORMULA = "The formula, beside the code"
 _PEOPLE = "People as a teacher"
@@ -22,13 +32,13 @@ _BAD = "A bad teacher"
     section=_FORMULA,
 )
 def _loss(answer: Any) -> None:
-    student, teacher = random_tensors((6, 2), (6, 2))
-    labels = torch.tensor([1, NO_LABEL, NO_LABEL, 0, NO_LABEL, 1])
-    known, a, T = labels != NO_LABEL, 0.3, 2.0
+    student, teacher = trained_tensors((7, 2), (7, 2))
+    labels = torch.tensor([1, NO_LABEL, NO_LABEL, 0, NO_LABEL, 1, NO_LABEL])
+    known, a, T = labels != NO_LABEL, 0.3, 2.5
     hard = functional.cross_entropy(student[known], labels[known])
     soft = soft_label_loss(student, teacher, T)
     right = a * hard + (1 - a) * soft
-    value = _value(call(answer, student, teacher, labels, a, T))
+    value = loss(call(answer, student, teacher, labels, a, T), student)
     if value.isnan():
         raise Wrong("The result is NaN. Take the cross-entropy over the texts that have a label only.")
     compare(
@@ -45,10 +55,24 @@ def _loss(answer: Any) -> None:
             ),
             ((1 - a) * hard + a * soft, "The weights are swapped: a belongs to the labels."),
             (hard + soft, "The weights are missing: a for the labels and 1 − a for the teacher."),
-            (a * hard * 0.5 + (1 - a) * soft, "Divide the cross-entropy by the texts that have a label, not by all."),
+            (a * hard * 3 / 7 + (1 - a) * soft, "Divide the cross-entropy by the texts that have a label, not by all."),
             (a * hard + soft, "The teacher's part has the weight 1 − a."),
             (a * hard, "The teacher's part is missing."),
             ((1 - a) * soft, "The labels' part is missing."),
+            (hard + (1 - a) * soft, "The labels' part has the weight a."),
+            (a * hard + (1 - a) * T**2 * soft, "T² is in `soft_label_loss` already. You multiplied by it once more."),
+            (
+                a * hard + (1 - a) / T**2 * soft,
+                "T² belongs to the teacher's part, and `soft_label_loss` has it already.",
+            ),
+            (
+                a * functional.cross_entropy(torch.softmax(student[known], -1), labels[known]) + (1 - a) * soft,
+                "You took the softmax before the cross-entropy, which takes the logits and does that itself.",
+            ),
+            (
+                a * functional.cross_entropy(student[known] / T, labels[known]) + (1 - a) * soft,
+                "The temperature is for the teacher's part. The cross-entropy takes the student's plain logits.",
+            ),
             (
                 a * hard + (1 - a) * soft_label_loss(teacher, student, T),
                 "The direction is turned: the teacher's probabilities are the weights.",
@@ -56,12 +80,29 @@ def _loss(answer: Any) -> None:
         ],
         "The result is not a · CE (labelled texts) + (1 − a) · soft_label_loss (all texts).",
     )
-    none = torch.full((6,), NO_LABEL)
-    if not equal(_value(call(answer, student, teacher, none, a, T)), (1 - a) * soft):
-        raise Wrong(
-            "In a batch without any label the teacher's part alone should remain. PyTorch's mean over no text is NaN: "
-            "treat that case apart."
-        )
+    _without_labels(answer, student, teacher, a, T)
+    student, teacher = trained_tensors((5, 3), (5, 3))
+    labels, a, T = torch.tensor([2, 0, NO_LABEL, 1, 1]), 0.75, 4.0
+    right = a * functional.cross_entropy(student, labels) + (1 - a) * soft_label_loss(student, teacher, T)
+    if not equal(loss(call(answer, student, teacher, labels, a, T), student), right):
+        raise Wrong("It is right for one batch only. Take a, T and the sizes from what you are given.")
+
+
+def _without_labels(answer: Any, student: torch.Tensor, teacher: torch.Tensor, a: float, T: float) -> None:
+    """A batch in which no text has a label."""
+    soft = soft_label_loss(student, teacher, T)
+    value = loss(call(answer, student, teacher, torch.full((7,), NO_LABEL), a, T), student)
+    said = "In a batch without any label the teacher's part should remain, (1 − a) · soft_label_loss. "
+    compare(
+        value,
+        (1 - a) * soft,
+        [
+            (soft, said + "Yours lacks the factor 1 − a there: a batch would weigh more for having no labels."),
+            (0 * soft, said + "Yours is 0: the teacher speaks for these texts too."),
+            (a * soft, said + "You gave it the factor a."),
+        ],
+        said + "PyTorch's mean over no text is NaN: treat the labels' part apart.",
+    )
 
 
 @exercise(
@@ -104,10 +145,10 @@ def _votes(answer: Any) -> None:
     section=_BAD,
 )
 def _expected(answer: Any) -> None:
-    (logits,) = random_tensors((50, 2))
-    p = torch.softmax(2 * logits, -1)
+    logits = 2 * random_tensors((51, 2))[0]
+    p = torch.softmax(logits, -1)
     compare(
-        _value(call(answer, 2 * logits)),
+        _value(call(answer, logits)),
         p.amax(1).mean(),
         [
             (
@@ -118,15 +159,26 @@ def _expected(answer: Any) -> None:
                 p[:, 0].mean(),
                 "That is the share of negative texts that it expects. Take the likelier class of each text.",
             ),
-            ((2 * logits).amax(1).mean(), "Those are logits. Make probabilities of them first."),
+            (logits.amax(1).mean(), "Those are logits. Make probabilities of them first."),
+            (
+                torch.sigmoid(logits).amax(1).mean(),
+                "That is the sigmoid of each logit. Two classes that exclude each other share one softmax.",
+            ),
+            (
+                logits.argmax(1).float().mean(),
+                "That is the mean of the class *numbers*, argmax. Take the largest probability itself, amax.",
+            ),
             (p.amax(1).amax(), "That is its surest answer. Take the mean over the texts."),
             (p.amin(1).mean(), "That is the share of wrong answers that it expects."),
-            (torch.softmax(2 * logits, 0).amax(1).mean(), "The softmax runs over the texts. It runs over the classes."),
+            (torch.softmax(logits, 0).amax(1).mean(), "The softmax runs over the texts. It runs over the classes."),
             (p.mean(), "The mean over both classes is always 1 / 2. Take the larger one of each text."),
         ],
         "The result is not the mean over the texts of the likelier class's probability.",
     )
+    logits = random_tensors((7, 2))[0]
+    if not equal(_value(call(answer, logits)), torch.softmax(logits, -1).amax(1).mean()):
+        raise Wrong("It is right for one table of logits only. Use the argument.")
 
 
 def _value(value: Any) -> torch.Tensor:
-    return torch.as_tensor(number(value), dtype=torch.float64)
+    return torch.tensor(number(value))

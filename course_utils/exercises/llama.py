@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.nn import functional
 
-from course_utils.exercises.checking import Wrong, call, compare, exercise, number, random_tensors
+from course_utils.exercises.checking import (
+    Wrong,
+    call,
+    compare,
+    equal,
+    exercise,
+    loss,
+    number,
+    same_device,
+    trained_tensors,
+)
 
 _LABELS = "The formula, beside the code"
 _PADDING = "Padding on the left, and the end of an answer"
@@ -42,16 +53,13 @@ def _list(value: Any, what: str) -> list[int]:
 )
 def _labels(answer: Any) -> None:
     # The prompt holds the end token too: a chat template ends each message with it.
-    for prompt, learnt in (([1, 40, 2, 41, 42], [17, 34]), ([1, 2, 50], [16, 7, 35])):
-        given = [list(prompt), list(learnt)]
-        value = _pair(call(answer, *given, _EOS), 2, "input_ids and labels")
+    for prompt, learnt, eos in (([1, 40, 2, 41, 42], [17, 34], 2), ([1, 9, 50], [16, 7, 35], 9)):
+        value = _pair(call(answer, list(prompt), list(learnt), eos), 2, "input_ids and labels")
         ids, labels = _list(value[0], "input_ids"), _list(value[1], "labels")
-        if given != [prompt, learnt]:
-            raise Wrong("Your function changes one of its inputs. Join lists with +, which makes a new one.")
-        whole = [*prompt, *learnt, _EOS]
+        whole = [*prompt, *learnt, eos]
         if ids == [*prompt, *learnt]:
             raise Wrong("The end token is missing in input_ids: the model would never learn to stop.")
-        if ids == [*learnt, _EOS]:
+        if ids == [*learnt, eos]:
             raise Wrong("input_ids holds the answer only. The model must read the question as well.")
         if ids != whole:
             raise Wrong("input_ids should be the prompt, the answer and the end token, in this order.")
@@ -61,21 +69,21 @@ def _labels(answer: Any) -> None:
         for wrong, message in (
             (whole, "The question is not masked: the model would mostly learn to write tweets. Put -100 there."),
             ([*hidden, *learnt, -100], "The end token is masked: the model would never learn to stop."),
-            ([-100 if t == _EOS else t for t in whole], "You masked every end token, and nothing else."),
-            ([0] * len(prompt) + [*learnt, _EOS], "A label of 0 is a token like any other. What is left out is -100."),
-            ([-1] * len(prompt) + [*learnt, _EOS], "-1 is not left out; cross-entropy leaves out -100."),
-            ([_EOS] * len(prompt) + [*learnt, _EOS], "The end token as a label of the question is learnt. Use -100."),
+            ([-100 if t == eos else t for t in whole], "You masked every end token, and nothing else."),
+            ([0] * len(prompt) + [*learnt, eos], "A label of 0 is a token like any other. What is left out is -100."),
+            ([-1] * len(prompt) + [*learnt, eos], "-1 is not left out; cross-entropy leaves out -100."),
+            ([eos] * len(prompt) + [*learnt, eos], "The end token as a label of the question is learnt. Use -100."),
             ([*prompt, *([-100] * (len(learnt) + 1))], "It is the wrong way round: you masked the answer."),
-            ([*hidden[1:], *learnt, _EOS, -100], "You shifted the labels. The model does that itself; see exercise 2."),
+            ([*hidden[1:], *learnt, eos, -100], "You shifted the labels. The model does that itself; see exercise 2."),
             (
-                [*hidden, -100, *learnt[1:], _EOS],
+                [*hidden, -100, *learnt[1:], eos],
                 "The first token of the answer is masked too. It is the one with the sentiment.",
             ),
-            ([*hidden[1:], prompt[-1], *learnt, _EOS], "The last token of the prompt is not masked."),
+            ([*hidden[1:], prompt[-1], *learnt, eos], "The last token of the prompt is not masked."),
         ):
             if labels == wrong:
                 raise Wrong(message)
-        if labels != [*hidden, *learnt, _EOS]:
+        if labels != [*hidden, *learnt, eos]:
             raise Wrong("labels should be -100 for each token of the prompt, then the answer and the end token.")
 
 
@@ -90,12 +98,9 @@ def _labels(answer: Any) -> None:
 )
 def _loss(answer: Any) -> None:
     for tokens, first, words in ((7, 4, 5), (5, 3, 9)):
-        (logits,) = random_tensors((tokens, words))
+        (logits,) = trained_tensors((tokens, words))
         labels = torch.tensor([-100] * first + [(3 * t + 1) % words for t in range(first, tokens)])
-        before = [logits.clone(), labels.clone()]
-        value = number(call(answer, logits, labels))
-        if not (torch.equal(before[0], logits) and torch.equal(before[1], labels)):
-            raise Wrong("Your function changes one of its inputs in place.")
+        value = loss(call(answer, logits, labels), logits)
         every = -torch.log_softmax(logits, dim=-1)
         places = [t for t in range(tokens) if labels[t] != -100]
         right = torch.stack([every[t - 1, labels[t]] for t in places])
@@ -142,11 +147,11 @@ def _padding(answer: Any) -> None:
     rows = [([1, 40, 17, _EOS], [-100, -100, 17, _EOS]), ([1, 2, 40, 41, 42, 16, _EOS], [-100] * 5 + [16, _EOS])]
     ids, labels = [list(row[0]) for row in rows], [list(row[1]) for row in rows]
     value = _pair(call(answer, ids, labels, _EOS), 3, "input_ids, attention_mask and labels")
-    if ids != [row[0] for row in rows] or labels != [row[1] for row in rows]:
-        raise Wrong("Your function changes one of its inputs. Make new lists, with [pad] * n + row.")
     if not all(isinstance(each, (torch.Tensor, list)) for each in value):
         raise Wrong("Expected three lists of rows, or three tensors.")
     got = [torch.as_tensor(each) for each in value]
+    for each, what in zip(got, ("input_ids", "attention_mask", "labels"), strict=True):
+        same_device(each, what)
     n, longest = 3, 7
     if any(tuple(each.shape) != (2, longest) for each in got):
         raise Wrong(f"Each of the three should have the shape (2, {longest}): as many places as the longest row has.")
@@ -185,6 +190,12 @@ def _padding(answer: Any) -> None:
             raise Wrong(message)
     if not torch.equal(got[2], right_labels):
         raise Wrong("labels should be n times -100, and then the labels of the row.")
+    others = [[5, 6, 7], [8], [9, 4]], [[-100, 6, 7], [8], [-100, 4]]
+    value = _pair(call(answer, *others, 3), 3, "input_ids, attention_mask and labels")
+    wanted = [[[5, 6, 7], [3, 3, 8], [3, 9, 4]], [[1, 1, 1], [0, 0, 1], [0, 1, 1]]]
+    wanted.append([[-100, 6, 7], [-100, -100, 8], [-100, -100, 4]])
+    if any(not equal(one, other) for one, other in zip(value, wanted, strict=True)):
+        raise Wrong("It is right for one batch only. Take rows, labels and pad_id from what you are given.")
 
 
 # --- counting -------------------------------------------------------------------------------------------------------
@@ -209,9 +220,11 @@ def _count(answer: Any) -> None:
                 ),
                 (rank * (3 * width + values), "That is one layer. The model has several."),
                 (layers * (3 * width + values), "The rank is missing."),
-                (layers * rank * (2 * width), "That is A of both matrices. B is missing."),
+                (
+                    layers * rank * (2 * width),
+                    "That is A of both matrices, or A and B of the query alone. Both matrices have both.",
+                ),
                 (layers * rank * (width + values), "That is B of both matrices. A is missing."),
-                (layers * rank * 2 * width, "That is the query alone. The value gets an adapter too."),
                 (
                     layers * rank * (2 * width + 2 * values),
                     "The query is as wide as the model; only values are narrower.",
@@ -249,30 +262,37 @@ def _read(answer: Any) -> None:
         ([1, 40, 41, 2], [2, 2, 2], ""),
     )
     for prompt, new, right in cases:
-        output = [*prompt, *new]
-        value = call(answer, list(output), len(prompt), _EOS, decode)
-        if not isinstance(value, str):
-            raise Wrong(f"Expected a text, got {type(value).__name__}: hand the ids to decode.")
-        if value == right:
-            continue
-        for wrong, message in (
-            (decode(output), "That is prompt and answer together. The output of `generate` begins with the prompt."),
-            (decode(new), "The end tokens are still there. The answer ends before the first one."),
-            (
-                decode(output[: output.index(_EOS)]) if _EOS in output else None,
-                "You cut at the first end token of all, and that one stands in the prompt. Cut the prompt off first.",
-            ),
-            (decode([*prompt, *new[: new.index(_EOS)]]) if _EOS in new else None, "The prompt is still in front."),
-            (
-                decode(new[: new.index(_EOS) + 1]) if _EOS in new else None,
-                "The end token itself is still there. It is no part of the answer.",
-            ),
-            (
-                decode(new[:-1]),
-                "You cut the last token off, whatever it is. An answer that was not finished has no end token.",
-            ),
-            ("", "An answer without an end token is an answer too: then take all that was written."),
-        ):
-            if value == wrong:
-                raise Wrong(message)
-        raise Wrong("Decode what stands after the prompt, up to the first end token, or to the end if there is none.")
+        _read_one(answer, prompt, new, right, decode)
+    value = call(answer, [8, 9, 5, 6, 7, 6], 2, 7, lambda ids: "-".join(str(int(each)) for each in ids))
+    if value != "5-6":
+        raise Wrong("It is right for one end token only. Use the arguments `eos` and `decode`.")
+
+
+def _read_one(answer: Any, prompt: list[int], new: list[int], right: str, decode: Callable[[Any], str]) -> None:
+    output = [*prompt, *new]
+    value = call(answer, list(output), len(prompt), _EOS, decode)
+    if not isinstance(value, str):
+        raise Wrong(f"Expected a text, got {type(value).__name__}: hand the ids to decode.")
+    if value == right:
+        return
+    for wrong, message in (
+        (decode(output), "That is prompt and answer together. The output of `generate` begins with the prompt."),
+        (decode(new), "The end tokens are still there. The answer ends before the first one."),
+        (
+            decode(output[: output.index(_EOS)]) if _EOS in output else None,
+            "You cut at the first end token of all, and that one stands in the prompt. Cut the prompt off first.",
+        ),
+        (decode([*prompt, *new[: new.index(_EOS)]]) if _EOS in new else None, "The prompt is still in front."),
+        (
+            decode(new[: new.index(_EOS) + 1]) if _EOS in new else None,
+            "The end token itself is still there. It is no part of the answer.",
+        ),
+        (
+            decode(new[:-1]),
+            "You cut the last token off, whatever it is. An answer that was not finished has no end token.",
+        ),
+        ("", "An answer without an end token is an answer too: then take all that was written."),
+    ):
+        if value == wrong:
+            raise Wrong(message)
+    raise Wrong("Decode what stands after the prompt, up to the first end token, or to the end if there is none.")

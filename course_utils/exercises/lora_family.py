@@ -147,10 +147,7 @@ def _dora(answer: Any) -> None:
     # Square, so that columns in the place of rows do not stop at a shape error and can be named.
     W, A, B, m = random_tensors((5, 5), (2, 5), (5, 2), (5,))
     m, s = m.abs() + 0.5, 1.5
-    before = [each.clone() for each in (W, A, B, m)]
     value = tensor(call(answer, W, A, B, s, m), (5, 5), "the merged weight")
-    if not all(torch.equal(old, new) for old, new in zip(before, (W, A, B, m), strict=True)):
-        raise Wrong("Your function changes one of its inputs in place. Return a new matrix.")
     V = W + s * B @ A
     rows, columns = V.norm(dim=1, keepdim=True), V.norm(dim=0, keepdim=True)
     by_column = "You took the lengths of the columns. A row makes one output, and its length is meant: dim=1."
@@ -193,10 +190,10 @@ def _dora(answer: Any) -> None:
         ],
         "The result is not m / ‖W + s · B A‖ ⊙ (W + s · B A), with the length of each row.",
     )
-    W, A, B, m = random_tensors((7, 4), (3, 4), (7, 3), (7,))
+    W, A, B, m = random_tensors((7, 5), (3, 5), (7, 3), (7,))
     V = W + 0.5 * B @ A
     right = m.abs()[:, None] / V.norm(dim=1, keepdim=True) * V
-    if not equal(tensor(call(answer, W, A, B, 0.5, m.abs()), (7, 4), "the merged weight"), right):
+    if not equal(tensor(call(answer, W, A, B, 0.5, m.abs()), (7, 5), "the merged weight"), right):
         raise Wrong("It is right for square layers only.")
 
 
@@ -207,11 +204,8 @@ def _dora(answer: Any) -> None:
     section=_PISSA,
 )
 def _pissa(answer: Any) -> None:
-    W, rank, s = random_tensors((6, 6))[0], 2, 2.5
-    before = W.clone()
+    W, rank, s = random_tensors((7, 7))[0], 2, 2.5
     A, B, R = _parts(answer, W, rank, s)
-    if not torch.equal(W, before):
-        raise Wrong("Your function changes W in place. Return R as a new matrix.")
     u, values, vt = torch.linalg.svd(W)
     top = torch.diag(values[:rank])
     largest = u[:, :rank] @ top @ vt[:rank]
@@ -258,7 +252,7 @@ def _pissa(answer: Any) -> None:
         ],
         "R is not W - s · B A.",
     )
-    W = random_tensors((7, 4))[0]
+    W = random_tensors((7, 5))[0]
     A, B, R = _parts(answer, W, 3, 0.5)
     if not (equal(R + 0.5 * B @ A, W) and equal(torch.linalg.matrix_norm(R, 2), torch.linalg.svdvals(W)[3])):
         raise Wrong("It is right for one rank, one s or square layers only.")

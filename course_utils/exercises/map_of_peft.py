@@ -145,10 +145,10 @@ def _memory(answer: Any) -> None:
 class _Tiny(nn.Module):
     """A body, whose last layer has a name that contains the word, and a head; what is trained is given by name."""
 
-    def __init__(self, trained: Sequence[str]) -> None:
+    def __init__(self, width: int, trained: Sequence[str]) -> None:
         super().__init__()
-        self.bert = nn.Sequential(nn.Linear(6, 5), nn.LayerNorm(5), nn.Linear(5, 5))
-        self.bert.add_module("classifier_pooler", nn.Linear(5, 4))  # of the body: a checkpoint would bring it
+        self.bert = nn.Sequential(nn.Linear(6, width), nn.LayerNorm(width), nn.Linear(width, width))
+        self.bert.add_module("classifier_pooler", nn.Linear(width, 4))  # of the body: a checkpoint would bring it
         self.classifier = nn.Linear(4, 3)
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(name in trained)
@@ -162,7 +162,7 @@ class _Tiny(nn.Module):
 )
 def _count(answer: Any) -> None:
     head = ["classifier.weight", "classifier.bias"]
-    model = _Tiny(["bert.0.bias", "bert.1.weight", "bert.1.bias", "bert.2.bias", *head])
+    model = _Tiny(5, ["bert.0.bias", "bert.1.weight", "bert.1.bias", "bert.2.bias", *head])
     value = _numbers(call(answer, model), 2, "the trained numbers with the head, and without it")
     compare(
         torch.tensor(value),
@@ -180,19 +180,19 @@ def _count(answer: Any) -> None:
         f"35 numbers are trained in this model, 20 of them outside the head; yours are {value[0]:g} and {value[1]:g}.",
     )
     pooler = ["bert.classifier_pooler.weight", "bert.classifier_pooler.bias"]
-    model = _Tiny(["bert.1.weight", "bert.1.bias", *pooler, "classifier.weight"])
+    model = _Tiny(7, ["bert.1.weight", "bert.1.bias", *pooler, "classifier.weight"])
     value = _numbers(call(answer, model), 2, "the trained numbers with the head, and without it")
     compare(
         torch.tensor(value),
-        torch.tensor([46.0, 34.0]),
+        torch.tensor([58.0, 46.0]),
         [
             (
-                torch.tensor([46.0, 10.0]),
+                torch.tensor([58.0, 14.0]),
                 "`bert.classifier_pooler` is no part of the head, though its name contains the word: it belongs to the "
                 "body, which the checkpoint brings. The head is what is new. Ask how the name begins.",
             ),
             (
-                torch.tensor([46.0, 31.0]),
+                torch.tensor([58.0, 43.0]),
                 "You took the whole head away, but a part of this head is frozen and was never in the count.",
             ),
         ],

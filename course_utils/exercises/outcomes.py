@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from course_utils.exercises.checking import Wrong
+from course_utils.exercises.checking import Wrong, equal
 
 
 def same(
@@ -20,14 +20,20 @@ def same(
 ) -> None:
     """Accept the outcomes of the right function; else name the mistake that gives the same outcomes, or the case."""
     expected = [right(*case) for case in cases]
-    if list(outcomes) == expected:
+    if all(map(alike, outcomes, expected)):
         return
     for wrong, message in mistakes:
-        if list(outcomes) == [wrong(*case) for case in cases]:
+        if all(map(alike, outcomes, [wrong(*case) for case in cases])):
             raise Wrong(message)
     for case, outcome, wanted in zip(cases, outcomes, expected, strict=True):
-        if outcome != wanted:
+        if not alike(outcome, wanted):
             raise Wrong(say(case, wanted, outcome))
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether two outcomes are the same; numbers may differ by rounding."""
+    numbers = isinstance(one, (int, float)) and isinstance(other, (int, float))
+    return equal(one, other) if numbers else bool(one == other)
 
 
 def names(value: Any, known: Iterable[str]) -> frozenset[str]:

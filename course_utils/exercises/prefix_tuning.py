@@ -6,7 +6,18 @@ from typing import Any
 
 import torch
 
-from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
+from course_utils.exercises.checking import (
+    Wrong,
+    call,
+    compare,
+    equal,
+    exercise,
+    number,
+    random_tensors,
+    reaches,
+    tensor,
+    trained_tensors,
+)
 
 _FORMULA = "The formula, beside the code"
 _GATE = "Two attentions and a gate"
@@ -25,17 +36,16 @@ def _attend(q: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, factor: f
     section=_FORMULA,
 )
 def _attention(answer: Any) -> None:
-    q, K, V, P_K, P_V = random_tensors((3, 4), (5, 4), (5, 4), (2, 4), (2, 4))
+    q, K, V, P_K, P_V = random_tensors((3, 11), (5, 11), (5, 11), (2, 11), (2, 11))
     P_K.requires_grad_(), P_V.requires_grad_()
-    value = tensor(call(answer, q, K, V, P_K, P_V), (3, 4), "the result, (queries, d),")
+    value = tensor(call(answer, q, K, V, P_K, P_V), (3, 11), "the result, (queries, d),")
     _mixed(value, q, K, V, P_K, P_V)
-    if not value.requires_grad:
-        raise Wrong("The values are right, but the prefix was copied without its gradient, so it could never learn.")
+    reaches(value, P_K, P_V)
     # Other sizes: a number in the formula fails here.
-    q, K, V, P_K, P_V = random_tensors((2, 9), (3, 9), (3, 9), (4, 9), (4, 9))
+    q, K, V, P_K, P_V = random_tensors((2, 9), (5, 9), (5, 9), (7, 9), (7, 9))
     expected = _attend(q, torch.cat((P_K, K)), torch.cat((P_V, V)))
     if not equal(tensor(call(answer, q, K, V, P_K, P_V), (2, 9), "the result"), expected):
-        raise Wrong("It is right for d = 4 only. Take d from the shape of the keys.")
+        raise Wrong("It is right for d = 11 only. Take d from the shape of the keys.")
 
 
 def _mixed(
@@ -54,7 +64,7 @@ def _mixed(
                 _attend(q, keys, values, 1.0),
                 "The scores are not divided by √d. The prefix changes nothing about that.",
             ),
-            (_attend(q, keys, values, 1 / 4), "You divided by d. The scores are divided by its square root."),
+            (_attend(q, keys, values, 1 / 11), "You divided by d. The scores are divided by its square root."),
             (
                 _attend(q, keys, values, 7**-0.5),
                 "You divided by the root of the number of keys. d is the length of a key.",
@@ -72,10 +82,10 @@ def _mixed(
                 "The prefix stands behind the keys and before the values, so each weight meets another token's value.",
             ),
             (
-                (q @ keys.T / 2).softmax(dim=0) @ values,
+                (q @ keys.T / 11**0.5).softmax(dim=0) @ values,
                 "The softmax runs over the queries. The weights of one query, over all keys, must add up to 1: dim=1.",
             ),
-            (q @ keys.T / 2 @ values, "The softmax is missing."),
+            (q @ keys.T / 11**0.5 @ values, "The softmax is missing."),
             (
                 text + prefix,
                 "You added two attentions. There is one softmax over all keys, so the prefix takes its share from the text.",
@@ -100,7 +110,7 @@ def _mixed(
     section=_GATE,
 )
 def _gate(answer: Any) -> None:
-    q, K, P_K = random_tensors((3, 4), (5, 4), (2, 4))
+    q, K, P_K = random_tensors((3, 11), (5, 11), (2, 11))
     value = call(answer, q, K, P_K)
     if isinstance(value, torch.Tensor) and tuple(value.shape) == (3, 1):
         value = value[:, 0]
@@ -108,9 +118,9 @@ def _gate(answer: Any) -> None:
         raise Wrong("That is one share for each virtual token. Add them up: one number for each query.")
     if isinstance(value, torch.Tensor) and tuple(value.shape) in ((), (1,)):
         raise Wrong("That is one number for all. Each query has its own gate: return one number for each row of q.")
-    weights = (q @ torch.cat((P_K, K)).T / 2).softmax(dim=1)
+    weights = (q @ torch.cat((P_K, K)).T / 11**0.5).softmax(dim=1)
     share = weights[:, :2].sum(dim=1)
-    of_prefix, of_text = ((q @ keys.T / 2).exp().sum(dim=1) for keys in (P_K, K))
+    of_prefix, of_text = ((q @ keys.T / 11**0.5).exp().sum(dim=1) for keys in (P_K, K))
     unscaled = (q @ torch.cat((P_K, K)).T).softmax(dim=1)
     compare(
         tensor(value, (3,), "the gate, one number for each query,"),
@@ -135,10 +145,11 @@ def _gate(answer: Any) -> None:
         ],
         "The result is not the part of the softmax that falls on the prefix.",
     )
-    q, K, P_K = random_tensors((2, 9), (3, 9), (4, 9))
-    expected = (q @ torch.cat((P_K, K)).T / 3).softmax(dim=1)[:, :4].sum(dim=1)
-    if not equal(torch.as_tensor(call(answer, q, K, P_K)).reshape(-1), expected):
-        raise Wrong("It is right for k = 2 and d = 4 only. Take both from the shapes.")
+    q, K, P_K = random_tensors((2, 9), (5, 9), (7, 9))
+    expected = (q @ torch.cat((P_K, K)).T / 3).softmax(dim=1)[:, :7].sum(dim=1)
+    gate = call(answer, q, K, P_K)
+    if not isinstance(gate, torch.Tensor) or not equal(gate.reshape(-1), expected):
+        raise Wrong("It is right for k = 2 and d = 11 only. Take both from the shapes.")
 
 
 @exercise(
@@ -150,7 +161,7 @@ def _gate(answer: Any) -> None:
 def _split(answer: Any) -> None:
     k, layers, heads, d = 3, 4, 2, 5
     width = heads * d
-    (table,) = random_tensors((k, 2 * layers * width))
+    (table,) = trained_tensors((k, 2 * layers * width))
     layer = 1
     result = call(answer, table, layer, layers, heads)
     if not (isinstance(result, (tuple, list)) and len(result) == 2):
@@ -165,7 +176,7 @@ def _split(answer: Any) -> None:
         return table[:, number * width : (number + 1) * width].reshape(heads, k, d)
 
     keys, values = columns(2 * layer), columns(2 * layer + 1)
-    both = torch.stack([part.detach().double() for part in got])
+    both = torch.stack([part.detach() for part in got])
     compare(
         both,
         torch.stack((keys, values)),
@@ -198,6 +209,8 @@ def _split(answer: Any) -> None:
         ],
         f"These are not the keys and the values of layer {layer}.",
     )
+    for part in got:
+        reaches(part, table)
     (table,) = random_tensors((2, 2 * 3 * 20))
     result = call(answer, table, 2, 3, 5)
     block = [table[:, start : start + 20].view(2, 5, 4).transpose(0, 1) for start in (80, 100)]

@@ -6,7 +6,18 @@ from typing import Any
 
 import torch
 
-from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
+from course_utils.exercises.checking import (
+    Wrong,
+    call,
+    compare,
+    equal,
+    exercise,
+    number,
+    random_tensors,
+    reaches,
+    tensor,
+    trained_tensors,
+)
 
 _FORMULA = "The formula, beside the code"
 _START = "Where the vectors start"
@@ -22,14 +33,14 @@ _COUNT = "What it costs"
 )
 def _prepend(answer: Any) -> None:
     # One row is padded on the right and one on the left, so that the place of the new ones in the mask matters.
-    mask = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 0, 1, 1, 1, 1]])
-    embedded, prompt = random_tensors((2, 6, 5), (3, 5))
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0, 0], [0, 0, 1, 1, 1, 1, 1]])
+    embedded, prompt = random_tensors((2, 7, 5), (3, 5))
     prompt.requires_grad_()
     x, extended = _pair(call(answer, embedded, mask, prompt))
     _one_prompt_a_text(x, embedded, prompt)
     repeated = prompt.detach().expand(2, -1, -1)
     compare(
-        tensor(x, (2, 9, 5), "the embeddings, (batch, k + tokens, hidden),"),
+        tensor(x, (2, 10, 5), "the embeddings, (batch, k + tokens, hidden),"),
         torch.cat((repeated, embedded), dim=1),
         [
             (
@@ -48,10 +59,10 @@ def _prepend(answer: Any) -> None:
         "The embeddings are not P and then E, one after the other along the tokens.",
     )
     ones = torch.ones(2, 3, dtype=mask.dtype)
-    if isinstance(extended, torch.Tensor) and tuple(extended.shape) == (2, 6):
+    if isinstance(extended, torch.Tensor) and tuple(extended.shape) == (2, 7):
         raise Wrong("The mask has still the length of the text. It needs k entries more, one for each row of P.")
     compare(
-        tensor(extended, (2, 9), "the mask, (batch, k + tokens),"),
+        tensor(extended, (2, 10), "the mask, (batch, k + tokens),"),
         torch.cat((ones, mask), dim=1),
         [
             (
@@ -64,17 +75,18 @@ def _prepend(answer: Any) -> None:
                 "The ones stand behind the mask. P stands before the text, so they belong before it.",
             ),
             (
-                torch.ones(2, 9),
+                torch.ones(2, 10),
                 "The whole mask is 1. Then the padding is read as text; keep the mask of the text as it is.",
             ),
         ],
         "The mask is not k ones and then the mask of the text.",
     )
-    if not x.requires_grad:
-        raise Wrong("The values are right, but P was copied without its gradient, so it could never learn.")
+    reaches(x, prompt)
     embedded, prompt = random_tensors((4, 5, 3), (2, 3))
     x, extended = _pair(call(answer, embedded, torch.ones(4, 5), prompt))
-    tensor(x, (4, 7, 3), "for k = 2 and four texts of five tokens, the embeddings")
+    x = tensor(x, (4, 7, 3), "for k = 2 and four texts of five tokens, the embeddings")
+    if not equal(x, torch.cat((prompt.expand(4, -1, -1), embedded), dim=1)):
+        raise Wrong("It is right for one batch only. Take the sizes from what you are given.")
     tensor(extended, (4, 7), "for k = 2 and four texts of five tokens, the mask")
 
 
@@ -105,10 +117,9 @@ def _one_prompt_a_text(x: Any, embedded: torch.Tensor, prompt: torch.Tensor) -> 
     section=_START,
 )
 def _initialise(answer: Any) -> None:
-    (words,) = random_tensors((9, 4))
-    table = words.clone()  # stays, whatever the answer does to `words`
+    (table,) = random_tensors((9, 4))
     ids = [5, 2, 7]
-    value = _rows(call(answer, words, list(ids), 5), 5, "three ids and k = 5")
+    value = _rows(call(answer, table, list(ids), 5), 5, "three ids and k = 5")
     repeated = table[[5, 2, 7, 5, 2]]
     compare(
         value,
@@ -118,7 +129,7 @@ def _initialise(answer: Any) -> None:
             (table[[5, 2, 7, 7, 7]], "You repeat the last token only. Begin the text again: 5, 2, 7, 5, 2."),
             (table[[2, 7, 5, 2, 7]], "You repeat the text, but keep the last k. Keep the first k: 5, 2, 7, 5, 2."),
             (
-                torch.cat((table[ids], torch.zeros(2, 4).double())),
+                torch.cat((table[ids], torch.zeros(2, 4))),
                 "The places behind the text are filled with zeros. Begin the text again.",
             ),
             (table[:5], "These are the first k rows of the table. Take the rows that the ids name."),
@@ -129,15 +140,14 @@ def _initialise(answer: Any) -> None:
         ],
         "The rows are not the embeddings of 5, 2, 7, 5, 2, in this order.",
     )
-    value = _rows(call(answer, table.clone(), [3, 8, 1, 6], 2), 2, "four ids and k = 2")
+    table = random_tensors((11, 4))[0] - 1
+    value = _rows(call(answer, table, [3, 8, 1, 6], 2), 2, "four ids and k = 2")
     compare(
         value,
         table[[3, 8]],
         [(table[[1, 6]], "A text that is too long is cut at its end. You kept the last k ids.")],
         "For four ids and k = 2 the rows should be those of the first two ids.",
     )
-    if not torch.equal(words, table):
-        raise Wrong("Your function changes the table of the frozen model. Return a new tensor.")
 
 
 def _rows(value: Any, k: int, case: str) -> torch.Tensor:
@@ -156,7 +166,7 @@ def _rows(value: Any, k: int, case: str) -> torch.Tensor:
     section=_POOL,
 )
 def _pool(answer: Any) -> None:
-    (states,) = random_tensors((6, 9, 5))  # more texts than k, so that an index into the texts can be named
+    (states,) = trained_tensors((6, 9, 5))  # more texts than k, so that an index into the texts can be named
     k = 3
     value = call(answer, states, k)
     if isinstance(value, torch.Tensor) and tuple(value.shape) == (9, 5):
@@ -180,7 +190,9 @@ def _pool(answer: Any) -> None:
         ],
         "The result is not the row of [CLS].",
     )
-    if not equal(tensor(call(answer, states, 5), (6, 5), "the result for k = 5"), states[:, 5]):
+    reaches(tensor(value, (6, 5), "the result"), states)
+    states = random_tensors((4, 11, 3))[0]
+    if not equal(tensor(call(answer, states, 5), (4, 3), "the result for k = 5"), states[:, 5]):
         raise Wrong("It is right for one k only. Use the argument `k`.")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from course_utils.exercises.checking import Wrong, call, compare, exercise, number, random_tensors, tensor
+from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number, random_tensors, tensor
+from course_utils.exercises.outcomes import same
 
 _FORMULA = "The formula, beside the code"
 
@@ -24,10 +24,7 @@ _FORMULA = "The formula, beside the code"
 def _shares(answer: Any) -> None:
     for texts, processes in ((8, 2), (7, 2), (11, 4)):
         batch = [10 * number_ + 3 for number_ in range(texts)]
-        given = list(batch)
-        shares = [_list(call(answer, given, rank, processes)) for rank in range(processes)]
-        if given != batch:
-            raise Wrong("Your function changes the batch itself. Make a new list.")
+        shares = [_list(call(answer, list(batch), rank, processes)) for rank in range(processes)]
         _judge_shares(batch, shares)
 
 
@@ -68,13 +65,10 @@ def _judge_shares(batch: list[int], shares: list[list[int]]) -> None:
 )
 def _all_reduce(answer: Any) -> None:
     X, y = random_tensors((7, 3), (7,))
-    w = torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
+    w = torch.tensor([0.5, -1.0, 2.0])
     parts = (slice(0, 4), slice(4, 6), slice(6, 7))
     gradients, counts = [_gradient(w, X[part], y[part]) for part in parts], [4, 2, 1]
-    kept = [g.clone() for g in gradients]
     got = tensor(call(answer, gradients, counts), (3,), "the gradient")
-    if not all(torch.equal(one, other) for one, other in zip(kept, gradients, strict=True)):
-        raise Wrong("Your function changes the processes' gradients in place. Make a new tensor.")
     total = sum(n * g for n, g in zip(counts, gradients, strict=True))
     inverse = sum(g / n for n, g in zip(counts, gradients, strict=True))
     compare(
@@ -96,6 +90,9 @@ def _all_reduce(answer: Any) -> None:
         ],
         "It is not the gradient of the whole batch. Weigh each gradient by its share of the texts.",
     )
+    others = random_tensors((5,), (5,))
+    if not equal(tensor(call(answer, others, [9, 2]), (5,), "the gradient"), (9 * others[0] + 2 * others[1]) / 11):
+        raise Wrong("It is right for one set of processes only. Take gradients and counts from what you are given.")
 
 
 def _gradient(w: torch.Tensor, X: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -110,7 +107,7 @@ def _gradient(w: torch.Tensor, X: torch.Tensor, y: torch.Tensor) -> torch.Tensor
     section=_FORMULA,
 )
 def _loss_factor(answer: Any) -> None:
-    for own, whole, processes in ((3, 5, 2), (1, 12, 4), (4, 8, 2)):
+    for own, whole, processes in ((3, 5, 2), (1, 12, 4), (5, 10, 2)):
         compare(
             number(call(answer, own, whole, processes)),
             processes * own / whole,
@@ -136,7 +133,7 @@ def _loss_factor(answer: Any) -> None:
     section="What is sent",
 )
 def _traffic(answer: Any) -> None:
-    for trained, processes in ((22_713_986, 8), (74_498, 2)):
+    for trained, processes in ((22_713_986, 8), (74_498, 3)):
         right = 2 * (processes - 1) / processes * 4 * trained
         compare(
             number(call(answer, trained, processes)),
@@ -146,8 +143,10 @@ def _traffic(answer: Any) -> None:
                 (right / 4, "You count numbers, not bytes: a float32 has four."),
                 (8 * trained, "Nobody sends to itself: it is (R - 1) / R of twice the bytes."),
                 (4 * trained, "That is the size of the gradients. How often does each part travel?"),
-                (2 * (processes - 1) * 4 * trained, "Each message is only one part of R: divide by the processes."),
-                (right * processes, "That is what all processes together send. How much does one of them?"),
+                (
+                    right * processes,
+                    "That is what all processes together send. One of them sends parts: divide by the processes.",
+                ),
             ],
             "It is not 2 · (R - 1) / R · bytes.",
         )
@@ -160,24 +159,52 @@ def _traffic(answer: Any) -> None:
     section="A model that does not fit",
 )
 def _zero(answer: Any) -> None:
-    weights = 7_000_000_000
-    for processes in (8, 3):
-        parts = {0: 16, 1: 4 + 12 / processes, 2: 2 + 14 / processes, 3: 16 / processes}
-        for stage, per_weight in parts.items():
-            got = number(call(answer, weights, processes, stage)) / weights
-            mistakes = [
-                (16 / processes, f"In stage {stage} not everything is divided; the rest is whole in every process."),
-                (16.0, f"In stage {stage} something is divided among the processes."),
-                (
-                    {1: 4 + 8 / processes, 2: 2 + 10 / processes, 3: 12 / processes, 0: 12}[stage],
-                    "The optimiser keeps 12 bytes a weight in mixed precision: two moments, and the weight in 32 bits.",
-                ),
-                (parts.get(stage + 1, 0), f"That is stage {stage + 1}."),
-                (parts.get(stage - 1, 0), f"That is stage {stage - 1}."),
-                (per_weight * processes, "That is the sum over all processes. How much does one hold?"),
-                (per_weight / 1e9, "Return bytes, not GB."),
-            ]
-            compare(got, per_weight, mistakes, f"Stage {stage} on {processes} processes is not right.")
+    same(
+        [number(call(answer, *case)) for case in _ZERO],
+        _ZERO,
+        _held,
+        [
+            (
+                lambda weights, processes, stage: 16 * weights / processes,
+                "You divide everything in each stage. In stage 3 that is so; before it, not everything is divided.",
+            ),
+            (
+                lambda weights, processes, stage: 16 * weights,
+                "In each stage but 0 something is divided among the processes.",
+            ),
+            (
+                lambda *case: _held(*case, optimiser=8),
+                "The optimiser keeps 12 bytes a weight in mixed precision: two moments, and the weight in 32 bits.",
+            ),
+            (
+                lambda weights, processes, stage: _held(weights, processes, stage + 1),
+                "You are one stage ahead: in stage 0 nothing is divided. What you give for it is stage 1.",
+            ),
+            (
+                lambda weights, processes, stage: _held(weights, processes, max(stage - 1, 0)),
+                "You are one stage behind: stage 1 divides the optimiser's 12 bytes already.",
+            ),
+            (
+                lambda weights, processes, stage: _held(weights, processes, stage) * processes,
+                "That is the sum over all processes. How much does one hold?",
+            ),
+            (lambda *case: _held(*case) / 1e9, "Return bytes, not GB."),
+            (lambda *case: _held(*case) / case[0], "That is for one weight. Multiply by their number."),
+        ],
+        lambda case, wanted, outcome: (
+            f"Stage {case[2]} on {case[1]} processes is not right: {wanted / case[0]:.4g} bytes a weight, yours are "
+            f"{outcome / case[0]:.4g}."
+        ),
+    )
+
+
+_ZERO = [(weights, n, stage) for weights, n in ((7_000_000_000, 8), (1_300_000_000, 3)) for stage in range(4)]
+
+
+def _held(weights: int, processes: int, stage: int, *, optimiser: int = 12) -> float:
+    """Bytes in one process: optimiser, gradients and weights are divided in this order, one more in each stage."""
+    parts = [optimiser, 2, 2]
+    return weights * sum(part / processes if place < stage else part for place, part in enumerate(parts))
 
 
 # --- saving ---------------------------------------------------------------------------------------------------------
@@ -190,9 +217,8 @@ def _zero(answer: Any) -> None:
     section="What goes wrong in practice",
 )
 def _save_once(answer: Any) -> None:
-    if not callable(answer):
-        raise Wrong(f"Expected a function, got {type(answer).__name__}.")
-    calls = [_calls(answer, rank) for rank in range(3)]
+    by_rank = {rank: _calls(answer, rank) for rank in (2, 0, 1)}
+    calls = [by_rank[rank] for rank in sorted(by_rank)]
     savers = [rank for rank, done in enumerate(calls) if "save" in done]
     waiters = [rank for rank, done in enumerate(calls) if "wait" in done]
     if not savers:
@@ -211,7 +237,7 @@ def _save_once(answer: Any) -> None:
         raise Wrong("Something is called twice. A second `wait` in one process alone waits for ever.")
 
 
-def _calls(answer: Callable[..., Any], rank: int) -> list[str]:
+def _calls(answer: Any, rank: int) -> list[str]:
     done: list[str] = []
-    answer(rank, lambda: done.append("save"), lambda: done.append("wait"))
+    call(answer, rank, lambda: done.append("save"), lambda: done.append("wait"), returns=False)
     return done

@@ -21,14 +21,15 @@ _BASE = "The right base"
 
 # --- latency ---------------------------------------------------------------------------------------------------------
 
-_COLD, _COLD_SECONDS = 3, 0.7
+_COLD_SECONDS = 0.7
 
 
 class _Server(nn.Module):
     """A model whose answers take a known time; it keeps the clock, and sees in which state it is asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, cold: int) -> None:
         super().__init__()
+        self.cold = cold  # so many calls are slow
         self.calls, self.reads, self.now, self.faults = 0, 0, 0.0, set[str]()
 
     def clock(self) -> float:
@@ -38,7 +39,7 @@ class _Server(nn.Module):
     def forward(self, seconds: float) -> float:
         self.faults |= {"training"} if self.training else set()
         self.faults |= {"gradients"} if torch.is_grad_enabled() else set()
-        self.now += seconds + _COLD_SECONDS * (self.calls < _COLD)
+        self.now += seconds + _COLD_SECONDS * (self.calls < self.cold)
         self.calls += 1
         return seconds
 
@@ -50,19 +51,24 @@ class _Server(nn.Module):
     section=_LATENCY,
 )
 def _latency(answer: Any) -> None:
-    drawn = random_tensors((41,))[0].abs()
-    requests = (0.01 + 0.005 * drawn).tolist()
-    requests[17], requests[30] = 0.09, 0.4
-    server = _Server().train()
-    result = call(answer, server, list(requests), _COLD, server.clock)
+    for cold, number_of_requests in ((3, 41), (5, 61)):
+        drawn = random_tensors((number_of_requests,))[0].abs()
+        requests = (0.01 + 0.005 * drawn).tolist()
+        requests[17], requests[30] = 0.09, 0.4
+        _latency_of(answer, _Server(cold), requests)
+
+
+def _latency_of(answer: Any, server: _Server, requests: list[float]) -> None:
+    server.train()
+    result = call(answer, server, list(requests), server.cold, server.clock)
     if not isinstance(result, (tuple, list, np.ndarray, torch.Tensor)) or len(result) != 2:
         raise Wrong("Expected two numbers, the 50th and the 95th percentile.")
     value = torch.tensor([number(one) for one in result], dtype=torch.float64)
     _refuse_bad_states(server, len(requests))
-    cold = [seconds + _COLD_SECONDS * (place < _COLD) for place, seconds in enumerate(requests)]
+    cold = [seconds + _COLD_SECONDS * (place < server.cold) for place, seconds in enumerate(requests)]
     p50, p95 = _percentiles(requests)
     mean, most = 1000 * float(np.mean(requests)), 1000 * max(requests)
-    late = _percentiles(requests[_COLD:])
+    late = _percentiles(requests[server.cold :])
     mistakes = [
         (_pair(p50 / 1000, p95 / 1000), "These are seconds. Multiply by 1000 for milliseconds."),
         (_pair(p95, p50), "They come the other way round: first the 50th, then the 95th percentile."),
@@ -76,9 +82,9 @@ def _latency(answer: Any) -> None:
         (_pair(*late), "You left the first requests out. Send them once to warm up, and then time all requests."),
     ]
     compare(value, _pair(p50, p95), mistakes, f"Expected {p50:.3f} and {p95:.3f} ms, got {value.tolist()}.")
-    if server.calls < len(requests) + _COLD:
+    if server.calls < len(requests) + server.cold:
         raise Wrong(
-            f"The model was asked {server.calls} times: {_COLD} to warm up and {len(requests)} timed are needed."
+            f"The model was asked {server.calls} times: {server.cold} to warm up and {len(requests)} timed are needed."
         )
 
 
@@ -118,12 +124,9 @@ def _pair(one: float, other: float) -> torch.Tensor:
 )
 def _mixed(answer: Any) -> None:
     # As many adapters as texts, and square: what is mixed up here gives a number and no error, and can be named.
-    x, W, A, B, s = random_tensors((4, 3, 6), (6, 6), (4, 2, 6), (4, 6, 2), (4,))
+    x, W, A, B, s = random_tensors((4, 3, 7), (7, 7), (4, 2, 7), (4, 7, 2), (4,))
     which = torch.tensor([2, 0, 2, 3])
-    given = [one.clone() for one in (x, W, A, B, s, which)]
-    value = tensor(call(answer, x, W, A, B, s, which), (4, 3, 6), "the result, (texts, tokens, out),")
-    if not all(torch.equal(old, new) for old, new in zip(given, (x, W, A, B, s, which), strict=True)):
-        raise Wrong("Your function changes one of its inputs in place. The next batch needs the adapters as they were.")
+    value = tensor(call(answer, x, W, A, B, s, which), (4, 3, 7), "the result, (texts, tokens, out),")
     h, order, first = x @ W.T, torch.arange(4), which[:1].expand(4)
     mistakes = [
         (h, "That is the base alone; the adapters are missing."),
@@ -132,7 +135,7 @@ def _mixed(answer: Any) -> None:
         (h + _path(x, A, B, s, first), "Every text got the adapter of the first text."),
         (h + _path(x, A, B, s, which.sort().values), "The adapters were sorted and the texts were not."),
         (
-            h + _path(x, A, B, torch.ones(4).double(), which),
+            h + _path(x, A, B, torch.ones(4), which),
             "The scaling is missing: each adapter has its own alpha / rank.",
         ),
         (
@@ -153,9 +156,9 @@ def _mixed(answer: Any) -> None:
         mistakes,
         "Text n should get x[n] Wᵀ + s[a] · x[n] A[a]ᵀ B[a]ᵀ with a = which[n].",
     )
-    x, W, A, B, s = random_tensors((3, 2, 5), (7, 5), (2, 3, 5), (2, 7, 3), (2,))
-    which = torch.tensor([1, 1, 0])
-    value = tensor(call(answer, x, W, A, B, s, which), (3, 2, 7), "the result for two adapters and three texts,")
+    x, W, A, B, s = random_tensors((5, 13, 11), (7, 11), (4, 3, 11), (4, 7, 3), (4,))
+    which = torch.tensor([1, 3, 0, 1, 2])
+    value = tensor(call(answer, x, W, A, B, s, which), (5, 13, 7), "the result for four adapters and five texts,")
     if not equal(value, x @ W.T + _path(x, A, B, s, which)):
         raise Wrong("It is right for square layers, or for one number of adapters, only.")
 
@@ -269,6 +272,7 @@ def _block(rows: int, positions: int, d: int, weights: int = 12, attention: int 
 )
 def _fingerprint(answer: Any) -> None:
     large, one, other, head = random_tensors((60, 60), (3, 4), (3, 4), (2, 4))
+    large = torch.round(large * 64) / 64  # then a sum is exact, and does not notice in which order it was added
     weights = {"b.weight": large, "a.weight": one, "a.other": other, "classifier.weight": head}
 
     def of(**changes: torch.Tensor) -> Any:

@@ -22,11 +22,11 @@ _PLATEAU = "ReduceLROnPlateau, and when it can fire"
 class _Carried(torch.Tensor):
     """A tensor that remembers whether somebody moved it to a device."""
 
-    moved: list[bool]
+    moved: list[tuple[Any, ...]]
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def to(self, *arguments: Any, **options: Any) -> torch.Tensor:
-        self.moved.append(True)
+        self.moved.append((*arguments, *options.values()))
         return self.as_subclass(torch.Tensor).to(*arguments, **options)
 
 
@@ -36,8 +36,8 @@ class _Tiny(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(3)
-        self.table = nn.Parameter(torch.randn(12, 3, generator=generator, dtype=torch.float64))
-        self.head = nn.Parameter(torch.randn(3, 2, generator=generator, dtype=torch.float64))
+        self.table = nn.Parameter(torch.randn(12, 3, generator=generator))
+        self.head = nn.Parameter(torch.randn(3, 2, generator=generator))
         self.modes: list[bool] = []
         self.masked: list[bool] = []
         self.sizes: list[int] = []
@@ -53,7 +53,7 @@ class _Tiny(nn.Module):
         self.masked.append(attention_mask is not None)
         self.sizes.append(len(input_ids))
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        weights = mask[..., None].double()
+        weights = mask[..., None].float()
         logits = (self.table[input_ids] * weights).sum(1) / weights.sum(1) @ self.head
         loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
@@ -76,7 +76,7 @@ def _batches(sizes: Sequence[int]) -> list[dict[str, torch.Tensor]]:
 def _called(answer: Any, *arguments: Any) -> Any:
     """Call the answer; the mistake of the tutorial's loop gets its own sentence."""
     try:
-        return call(answer, *arguments)
+        return call(answer, *arguments, changes=True)
     except TypeError as error:
         if "SequenceClassifierOutput" in str(error):
             raise Wrong(
@@ -90,12 +90,14 @@ def _called(answer: Any, *arguments: Any) -> Any:
 _CLIP = 0.1
 
 
-def _train(epoch: Callable[..., Any]) -> tuple[_Tiny, Any]:
+def _train(epoch: Callable[..., Any], sizes: Sequence[int] = (4, 4, 4), clip: float = _CLIP) -> tuple[_Tiny, Any]:
     """The model after an epoch, and what the epoch returned."""
     model = _Tiny().eval()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 6)
-    return model, epoch(model, _batches((4, 4, 4)), optimizer, scheduler, torch.device("cpu"), _CLIP)
+    # The same place under another name, to see which was used.
+    device = torch.device("cpu", 0) if clip == _CLIP else torch.device("cpu")
+    return model, epoch(model, _batches(sizes), optimizer, scheduler, device, clip)
 
 
 def _train_quietly(epoch: Callable[..., Any]) -> torch.Tensor:
@@ -144,21 +146,27 @@ def _train_epoch(answer: Any) -> None:
     right, losses = _train(_epoch())
     _epoch_weights(model.weights(), right.weights())
     _epoch_loss(value, losses)
+    again = (5, 3, 2, 7), 0.3
+    model, _ = _watched_epoch(answer, *again)
+    if not equal(model.weights(), _train(_epoch(), *again)[0].weights()):
+        raise Wrong("It is right for one loader, or for one clip_norm, only. Use the arguments.")
 
 
-def _watched_epoch(answer: Any) -> tuple[_Tiny, Any]:
+def _watched_epoch(answer: Any, sizes: Sequence[int] = (4, 4, 4), clip: float = _CLIP) -> tuple[_Tiny, Any]:
     """The model after the answer's epoch and what it returned, once model and batches were handled as they should be."""
-    moved: list[bool] = []
+    moved: list[tuple[Any, ...]] = []
+    devices: list[torch.device] = []
 
     def watched(model: _Tiny, loader: Any, *others: Any) -> Any:
-        carried = []
+        carried: list[dict[str, Any]] = []
+        devices.append(others[2])
         for batch in loader:
             carried.append({key: value.as_subclass(_Carried) for key, value in batch.items()})
             for value in carried[-1].values():
                 value.moved = moved
         return _called(answer, model, carried, *others)
 
-    model, value = _train(watched)
+    model, value = _train(watched, sizes, clip)
     if not model.modes:
         raise Wrong("The model was never called. Go through the batches of `loader`.")
     if not all(model.modes):
@@ -168,8 +176,12 @@ def _watched_epoch(answer: Any) -> tuple[_Tiny, Any]:
             "The model got no attention_mask, so it read the padding as if it were text. Pass the whole batch: "
             "model(**batch)."
         )
-    if len(moved) < 6:
+    if len(moved) < 2 * len(sizes):
         raise Wrong("The batch stays where it was. Move each of its tensors to `device`, or training fails on a GPU.")
+    if not all(str(devices[0]) in map(str, to) for to in moved):
+        raise Wrong(
+            f"The batch was moved to {moved[0][0]}, and the argument `device` is {devices[0]}. Use the argument."
+        )
     return model, value
 
 
@@ -266,6 +278,9 @@ def _early_stopping(answer: Any) -> None:
     _needs_a_minimum_change(answer)
     if not equal(_pair(call(answer, [0.7, 0.6, 0.5], 1, 0.0)), _epochs((3, 3))):
         raise Wrong("When every epoch improves, nothing stops: for [0.7, 0.6, 0.5] the best and the last epoch are 3.")
+    losses = [0.7, 0.6, 0.65, 0.62, 0.5, 0.55, 0.54, 0.53, 0.4]
+    if not equal(_pair(call(answer, list(losses), 3, 0.0)), _epochs(_stop(losses, 3))):
+        raise Wrong(f"It is right for patience 2 only: with 3 it is {_stop(losses, 3)} for the losses {losses}.")
 
 
 def _stops_by_patience(answer: Any) -> None:
@@ -315,12 +330,8 @@ def _needs_a_minimum_change(answer: Any) -> None:
             (_epochs(_stop(slow, 2)), "You do not use minimum_change: a smaller improvement does not count as one."),
             (
                 _epochs(_stop(slow, 2, change, against="lowest")),
-                "A slow but steady fall counts too: compare with the loss of the last epoch that improved, not with "
-                "the lowest loss.",
-            ),
-            (
-                _epochs(_stop(slow, 2, change, against="previous")),
-                "A slow but steady fall counts too: compare with the loss of the best epoch, not with the epoch before.",
+                "A slow but steady fall counts too: compare with the loss of the last epoch that improved, not with the "
+                "lowest loss or with the epoch before.",
             ),
         ],
         f"For the losses {slow}, patience 2 and minimum_change {change} it is {_stop(slow, 2, change)}.",
@@ -340,9 +351,18 @@ def _pair(value: Any) -> torch.Tensor:
 # --- gradient accumulation -------------------------------------------------------------------------------------------
 
 
-def _accumulate(weigh: Callable[[int, list[int]], float], *, fresh: bool = False, every: bool = False) -> torch.Tensor:
-    """The weights after one step over three batches whose losses are weighted, perhaps wrongly."""
-    model, batches = _Tiny().train(), _batches(_UNEQUAL)
+_UNEQUAL = (4, 4, 2)
+
+
+def _accumulate(
+    weigh: Callable[[int, list[int]], float],
+    *,
+    fresh: bool = False,
+    every: bool = False,
+    all_sizes: Sequence[int] = _UNEQUAL,
+) -> torch.Tensor:
+    """The weights after one step over several batches whose losses are weighted, perhaps wrongly."""
+    model, batches = _Tiny().train(), _batches(all_sizes)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     for batch in batches:
         if fresh:
@@ -355,9 +375,6 @@ def _accumulate(weigh: Callable[[int, list[int]], float], *, fresh: bool = False
     return model.weights()
 
 
-_UNEQUAL = (4, 4, 2)
-
-
 @exercise(
     "training_loop.accumulate",
     points=3,
@@ -365,20 +382,29 @@ _UNEQUAL = (4, 4, 2)
     section=_ACCUMULATION,
 )
 def _accumulated_step(answer: Any) -> None:
-    model, batches = _Tiny().train(), _batches(_UNEQUAL)
+    model, value = _accumulated(answer, _UNEQUAL)
+    _accumulated_weights(model.weights())
+    _accumulated_loss(value)
+    others = (7, 1, 3, 5)
+    if not equal(_accumulated(answer, others)[0].weights(), _accumulate(_share, all_sizes=others)):
+        raise Wrong("It is right for one list of batches only. Count the batches and texts that are handed over.")
+
+
+def _accumulated(answer: Any, sizes: Sequence[int]) -> tuple[_Tiny, Any]:
+    """The model after the answer's step, and what the answer returned."""
+    model, batches = _Tiny().train(), _batches(sizes)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     # Left over from a step before; the answer must clear it.
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     value = _called(answer, model, batches, optimizer)
-    _one_by_one(model)
-    _accumulated_weights(model.weights())
-    _accumulated_loss(value)
+    _one_by_one(model, max(sizes))
+    return model, value
 
 
-def _one_by_one(model: _Tiny) -> None:
+def _one_by_one(model: _Tiny, largest: int) -> None:
     """The model saw each small batch by itself, and its mask."""
-    if any(size > max(_UNEQUAL) for size in model.sizes):
+    if any(size > largest for size in model.sizes):
         raise Wrong(
             "You put the batches together. That is right, and needs the memory that you wanted to save: call the model "
             "once for each batch."

@@ -9,6 +9,24 @@ import torch
 from torch import nn
 
 from course_utils.exercises.checking import Wrong, call, compare, equal, exercise, number
+from course_utils.exercises.outcomes import same
+
+Labels = list[int]
+
+#: Labels of training and of test. The common class of the one is that of the other, or not; it is 1, or 0.
+_LABELS: list[tuple[Labels, Labels]] = [
+    ([1, 0, 1, 1, 0, 0, 1], [0, 0, 1, 0, 1, 0, 0, 1, 0, 1, 0]),
+    ([0, 1, 0], [0, 0, 1, 0, 1]),
+    ([1, 1, 0, 1, 0], [1, 1, 0, 1, 1, 1, 0, 1, 1]),
+]
+
+
+def _share(labels: Labels, wanted: int) -> float:
+    return labels.count(wanted) / len(labels)
+
+
+def _common(labels: Labels) -> int:
+    return max((0, 1), key=labels.count)
 
 
 @exercise(
@@ -18,32 +36,69 @@ from course_utils.exercises.checking import Wrong, call, compare, equal, exercis
     section="Know your floor first",
 )
 def _majority(answer: Any) -> None:
-    train, test = [1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1, 1, 0, 0, 0]
-    value = number(call(answer, list(train), list(test)))
-    compare(
-        value,
-        0.3,
+    def right(train: Labels, test: Labels) -> float:
+        return _share(test, _common(train))
+
+    same(
+        [number(call(answer, list(train), list(test))) for train, test in _LABELS],
+        _LABELS,
+        right,
         [
             (
-                0.7,
-                "You took the majority class of the test labels (or the error rate). The test labels are not known when the "
-                "rule is made: take the most common class of the training labels, then see how often it is right in the test.",
+                lambda _, test: max(_share(test, 0), _share(test, 1)),
+                "You took the majority class of the test labels. They are not known when the rule is made: take the most "
+                "common class of the training labels, then see how often it is right in the test.",
             ),
-            (0.6, "That is the share of the majority class in the training labels. Judge the rule on the test labels."),
-            (3, "That is how many test labels are hit. An accuracy is a share: divide by their number."),
-            (30, "That is in percent. Return the share itself, between 0 and 1."),
+            (
+                lambda train, test: 1 - right(train, test),
+                "That is the error rate, or the accuracy of the *rarer* training class. The rule answers the common one.",
+            ),
+            (
+                lambda _, test: min(_share(test, 0), _share(test, 1)),
+                "You took the rarer class of the test labels. Take the most common class of the training labels.",
+            ),
+            (
+                lambda _, test: _share(test, 1),
+                "Your rule always answers 1, whatever the training labels are. Their *most common* class need not be the "
+                "largest number.",
+            ),
+            (
+                lambda _, test: _share(test, 0),
+                "Your rule always answers 0, whatever the training labels are. Their *most common* class need not be the "
+                "smallest number.",
+            ),
+            (
+                lambda train, _: _share(train, _common(train)),
+                "That is the share of the majority class in the training labels. Judge the rule on the test labels.",
+            ),
+            (
+                lambda train, test: test.count(_common(train)) / len(train),
+                "You divided by the number of training labels. An accuracy is a share of the *test* labels.",
+            ),
+            (
+                lambda train, test: test.count(_common(train)),
+                "That is how many test labels are hit. An accuracy is a share: divide by their number.",
+            ),
+            (
+                lambda train, test: 100 * right(train, test),
+                "That is in percent. Return the share itself, between 0 and 1.",
+            ),
         ],
-        f"With the training labels {train} and the test labels {test} it is 0.3, your function returns {value:g}.",
+        lambda case, wanted, outcome: (
+            f"With the training labels {case[0]} and the test labels {case[1]} it is {wanted:.4f}, your function returns "
+            f"{outcome:g}."
+        ),
     )
 
 
 class _Tiny(nn.Module):
     """A body and a head, like a classifier of transformers."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, layers: int) -> None:
         super().__init__()
-        self.bert = nn.Sequential(nn.Linear(6, 5), nn.Dropout(0.1), nn.LayerNorm(5), nn.Linear(5, 5))
-        self.classifier = nn.Linear(5, 2)
+        more = [nn.Linear(width, width) for _ in range(layers)]
+        self.bert = nn.Sequential(nn.Linear(7, width), nn.Dropout(0.1), nn.LayerNorm(width), *more)
+        self.classifier = nn.Linear(width, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.bert(x))
@@ -56,14 +111,18 @@ class _Tiny(nn.Module):
     section="Four ways to get a classifier",
 )
 def _freeze(answer: Any) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = _Tiny().train()
+    for width, layers in ((5, 1), (3, 2)):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = _Tiny(width, layers).train()
+        _frozen_body(answer, model)
+
+
+def _frozen_body(answer: Any, model: _Tiny) -> None:
     before = copy.deepcopy(model.state_dict())
-    if not callable(answer):
-        raise Wrong("Expected a function that takes a model.")
-    returned = answer(model)
-    model = returned if isinstance(returned, _Tiny) else model
+    returned = call(answer, model, returns=False)
+    if isinstance(returned, _Tiny) and returned is not model and all(p.requires_grad for p in model.parameters()):
+        raise Wrong("You froze a copy. The model that was handed over is trained as before: freeze its own parameters.")
     if any(not torch.equal(before[name], value) for name, value in model.state_dict().items()):
         raise Wrong("The weights have changed. Freezing sets `requires_grad`, it does not touch the numbers.")
     body = [p.requires_grad for p in model.bert.parameters()]
@@ -77,9 +136,7 @@ def _freeze(answer: Any) -> None:
             raise Wrong(
                 "`model.eval()` only turns dropout off; every parameter is still trained. Set `requires_grad` to False."
             )
-        raise Wrong(
-            "Nothing is frozen: the optimiser would still change all weights. Set `requires_grad` to False in the body."
-        )
+        raise Wrong(_why_nothing_is_frozen(model))
     if all(body) and not any(head):
         raise Wrong("It is the wrong way round: the pretrained body stays, the new head must learn.")
     if any(body):
@@ -90,6 +147,17 @@ def _freeze(answer: Any) -> None:
     raise Wrong("A part of the head is frozen; its weight and its bias are both new and must learn.")
 
 
+def _why_nothing_is_frozen(model: _Tiny) -> str:
+    if any("requires_grad" in vars(module) for module in model.modules()):
+        return (
+            "A *module* has no `requires_grad`: `model.bert.requires_grad = False` only sticks a label on it, and freezes "
+            "nothing. Set it on each parameter, or call `model.bert.requires_grad_(False)`, with the underscore."
+        )
+    if typed := {name for parameter in model.parameters() for name in getattr(parameter, "__dict__", {})}:
+        return f"`{min(typed)}` is no switch of a parameter, so nothing is frozen. Its name is `requires_grad`."
+    return "Nothing is frozen: the optimiser would still change all weights. Set `requires_grad` to False in the body."
+
+
 @exercise(
     "why.memory",
     points=2,
@@ -97,7 +165,7 @@ def _freeze(answer: Any) -> None:
     section="What fine-tuning costs",
 )
 def _memory(answer: Any) -> None:
-    total, trainable = 1000, 100
+    total, trainable = 1009, 97
     right = 4 * total + 12 * trainable
     value = number(call(answer, total, trainable))
     all_weights = "You gave every weight a gradient and Adam's averages. Frozen weights have neither."
@@ -121,8 +189,11 @@ def _memory(answer: Any) -> None:
             (total + 3 * trainable, "That counts numbers, not bytes: an fp32 number takes 4 bytes."),
             (8 * right, "That is in bits. A byte has 8 of them, an fp32 number takes 4 bytes."),
             (12 * trainable, "The weights themselves are missing: 4 bytes each, trained or not."),
+            (4 * trainable + 12 * total, "The two arguments are exchanged: first all weights, then the trained ones."),
+            (right / 1e6, "That is in MB. Return bytes."),
+            (right / 1e9, "That is in GB. Return bytes."),
         ],
         f"For {total} weights of which {trainable} are trained, {right} bytes are needed; your function returns {value:g}.",
     )
-    if not equal(number(call(answer, 500, 500)), 16 * 500):
+    if not all(equal(number(call(answer, n, m)), 4 * n + 12 * m) for n, m in ((500, 500), (2001, 1000))):
         raise Wrong("It is right for one pair of numbers only; use the function's arguments.")

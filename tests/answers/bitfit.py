@@ -62,8 +62,10 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda g: g.sum((0, 1)).abs(), "keeps its sign"),
         (lambda g: g.abs().sum((0, 1)), "absolute values"),
         (lambda g: g.sum((1, 2)), "should have the shape"),
-        (lambda g: g.sum((0, 1)) if g.shape[0] != g.shape[1] else g.sum((1, 2)), "kept the axis of the texts"),
+        (lambda g: g.sum((0, 1)) if g.shape[0] != g.shape[2] else g.sum((1, 2)), "kept the axis of the texts"),
+        (lambda g: g.sum((0, 1)) if g.shape[1] != g.shape[2] else g.sum((0, 2)), "kept the axis of the tokens"),
         (_inplace_gradient, "in place"),
+        (lambda g: g.numpy().sum(axis=(0, 1)), "Use torch"),
         (lambda g: None, "return"),
     ],
     "bitfit.count": [
@@ -112,7 +114,6 @@ RIGHT: dict[str, list[Function]] = {
     "bitfit.gradient": [
         lambda g: g.flatten(0, 1).sum(0),
         lambda g: torch.einsum("bto->o", g),
-        lambda g: g.numpy().sum(axis=(0, 1)),
     ],
     "bitfit.count": [
         lambda w, i, b, c: float(sum([w] + b * [w, w, w, w, w, i, w, w] + [w, c])),

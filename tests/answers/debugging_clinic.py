@@ -370,7 +370,7 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda ids, mask: ids.masked_fill(mask == 1, -100), "wrong way round"),
         (lambda ids, mask: ids * mask, "0 is a token like any other"),
         (lambda ids, mask: ids.masked_fill(mask == 0, -1), "not −1"),
-        (_in_place, "changes input_ids"),
+        (_in_place, "`input_ids`"),
     ],
     "debugging_clinic.detects_padding": [
         (_padding(_other_padding), "divided by the number of all positions"),

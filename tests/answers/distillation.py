@@ -53,8 +53,11 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (_WRONG["no_logarithm"], "use log_softmax"),
         (_WRONG["raw_logits"], "got logits"),
         (_cross, "cross-entropy"),
-        (lambda s, t, T: 4 * _kl(s, t, 2.0), "T = 2, 4 texts"),
+        (lambda s, t, T: 2.5**2 * _kl(s, t, 2.5), "T = 2.5, 4 texts"),
         (_WRONG["answers_of_others"], "The result is not"),
+        (lambda s, t, T: (T**2 * _kl(s, t, T)).item(), "Without `.item()`"),
+        (lambda s, t, T: torch.tensor(T**2 * _kl(s, t, T), requires_grad=True), "No gradient comes back"),
+        (lambda s, t, T: T**2 * _kl(s.detach(), t, T), "No gradient comes back"),
     ],
     "distillation.gradient": [
         (lambda s, t, T: -T * _difference(s, t, T) / len(s), "sign"),
@@ -95,7 +98,7 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
 RIGHT: dict[str, list[Function]] = {
     "distillation.soft_loss": [
         lambda s, t, T: T**2 * _kl(s, t, T),
-        lambda s, t, T: (T**2 * _kl(s, t, T, "sum") / len(s)).item(),
+        lambda s, t, T: T**2 * _kl(s, t, T, "sum") / len(s),
     ],
     "distillation.gradient": [_by_autograd],
     "distillation.layers": [

@@ -211,7 +211,7 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
     ],
     "evaluation.ece": [
         (_unweighted, "Weight each"),
-        (_signed, "absolute value is missing"),
+        (_signed, "absolute value of each bin"),
         (_largest, "largest gap"),
         (lambda r, c, bins=10: abs(sum(c) - sum(r)) / len(r), "cancel out"),
         (lambda r, c, bins=10: sum(abs(x - y) for x, y in zip(r, c, strict=True)) / len(r), "gap of each text"),

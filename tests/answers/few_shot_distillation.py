@@ -53,6 +53,19 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda s, t, y, a, T: a * _ce(s, y) + (1 - a) * soft_label_loss(t, s, T), "direction is turned"),
         (lambda s, t, y, a, T: a * _ce(s, y) + (1 - a) * soft_label_loss(s, t, T), "without any label"),
         (lambda s, t, y, a, T: a * _ce(s, y) * float("nan"), "NaN"),
+        (lambda s, t, y, a, T: _right(s, t, y, a, T).item(), "Without `.item()`"),
+        (lambda s, t, y, a, T: _right(s.detach(), t, y, a, T), "No gradient comes back"),
+        (
+            lambda s, t, y, a, T: _right(s, t, y, a, T) if (y != NO_LABEL).any() else soft_label_loss(s, t, T),
+            "lacks the factor 1 − a",
+        ),
+        (
+            lambda s, t, y, a, T: _right(s, t, y, a, T) if (y != NO_LABEL).any() else 0 * s.sum(),
+            "Yours is 0",
+        ),
+        (lambda s, t, y, a, T: a * _ce(s, y) + (1 - a) * T**2 * soft_label_loss(s, t, T), "once more"),
+        (lambda s, t, y, a, T: a * _ce(s.softmax(-1), y) + (1 - a) * soft_label_loss(s, t, T), "softmax before"),
+        (lambda s, t, y, a, T: a * _ce(s / T, y) + (1 - a) * soft_label_loss(s, t, T), "plain logits"),
     ],
     "few_shot_distillation.votes": [
         (lambda ratings: _share(ratings, 0.0), "vote against"),
@@ -68,6 +81,8 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda logits: torch.softmax(logits, -1)[:, 0].mean(), "negative texts"),
         (lambda logits: logits.amax(1).mean(), "Those are logits"),
         (lambda logits: torch.softmax(logits, -1).max(), "surest answer"),
+        (lambda logits: torch.sigmoid(logits).amax(1).mean(), "sigmoid of each logit"),
+        (lambda logits: torch.softmax(logits, -1).argmax(1).float().mean(), "class *numbers*"),
         (lambda logits: torch.softmax(logits, -1).amin(1).mean(), "wrong answers"),
         (lambda logits: torch.softmax(logits, 0).amax(1).mean(), "over the texts"),
         (lambda logits: torch.softmax(logits, -1).mean(), "always 1 / 2"),

@@ -67,7 +67,7 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda q, k, v, l_k, l_v: _attend(q, k * l_k, v * l_v[:, None]), "not to one token"),
         (lambda q, k, v, l_k, l_v: q @ (k * l_k).T / q.shape[1] ** 0.5 @ (v * l_v), "softmax is missing"),
         (lambda q, k, v, l_k, l_v: _attend(q, k * l_k, v * l_v, dim=0), "along the queries"),
-        (lambda q, k, v, l_k, l_v: _attend(q, k * l_k, v * l_v, 2.0), "one size only"),
+        (lambda q, k, v, l_k, l_v: _attend(q, k * l_k, v * l_v, 5**0.5), "one size only"),
         (lambda q, k, v, l_k, l_v: _attend(q, k.T * l_k, v * l_v), "is not softmax"),
         (_attend_in_place, "in place"),
         (lambda q, k, v, l_k, l_v: None, "return"),

@@ -43,7 +43,7 @@ def _loop(logits: Any, labels: Any) -> Any:
     losses = [
         torch.logsumexp(logits[t - 1], 0) - logits[t - 1, labels[t]] for t in range(1, len(labels)) if labels[t] >= 0
     ]
-    return (sum(losses) / len(losses)).item()
+    return sum(losses) / len(losses)
 
 
 def _padded(ids: Any, labels: Any, pad: int, ignore: int = -100, right: bool = False) -> Any:
@@ -144,7 +144,7 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda w, h, s, n, r: n * r * 4 * w, "as wide as the queries"),
         (lambda w, h, s, n, r: r * (3 * w + w // h * s), "one layer"),
         (lambda w, h, s, n, r: n * (3 * w + w // h * s), "rank is missing"),
-        (lambda w, h, s, n, r: n * r * 2 * w, "B is missing"),
+        (lambda w, h, s, n, r: n * r * 2 * w, "query alone"),
         (lambda w, h, s, n, r: n * r * (w + w // h * s), "A is missing"),
         (lambda w, h, s, n, r: n * r * (3 * w + s), "counts heads"),
         (lambda w, h, s, n, r: n * (w * w + w * (w // h * s)), "frozen weights"),

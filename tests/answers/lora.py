@@ -35,6 +35,16 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda x, W, b, A, B, alpha: x @ W.T + b + alpha / 2 * (x @ A.T @ B.T), "rank 2 only"),
         (lambda x, W, b, A, B, alpha: x @ W.T + b + alpha / A.shape[0] * (x @ B.T @ A.T), "stopped with RuntimeError"),
         (_inplace_forward, "in place"),
+        (lambda x, W, b, A, B, alpha: W @ x + b + alpha / len(A) * (B @ A @ x), "the columns of P must be as many"),
+        (lambda x, W, b, A, B, alpha: x @ W.T + b + alpha / len(A) * (x @ A @ B), "It was given x: (3, 7) float32"),
+        (lambda x, W, b, A, B, alpha: x @ W.T + b + alpha // len(A) * (x @ A.T @ B.T), "cuts the fraction off"),
+        (lambda x, W, b, A, B, alpha: x @ W.T + b + len(A) / alpha * (x @ A.T @ B.T), "upside down"),
+        (lambda x, W, b, A, B, alpha: x @ W.T + b + alpha / 8 * (x @ A.T @ B.T), "You took 8 for the rank"),
+        (lambda x, W, b, A, B, alpha: (h := x @ W.T + b) + alpha / len(A) * (h @ A.T @ B.T), "the layer's output"),
+        (lambda x, W, b, A, B, alpha: x @ W.T + b + alpha / len(A) * (x @ A.T @ B.T) + b, "added twice"),
+        (lambda x, W, b, A, B, alpha: (x @ W.T + b + alpha / len(A) * (x @ A.T @ B.T)).detach(), "No gradient comes"),
+        (lambda x, W, b, A, B, alpha: x.detach().numpy() @ W.detach().numpy().T, "Use torch"),
+        (lambda x, W, b, A, B, alpha: x.numpy() @ W.numpy().T, "NumPy knows no gradients"),
         (lambda x, W, b, A, B, alpha: None, "return"),
     ],
     "lora.initialise": [
@@ -43,6 +53,10 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda i, o, r: (torch.zeros(o, r), torch.randn(r, i)), "Return A first"),
         (lambda i, o, r: (torch.randn(i, r), torch.zeros(r, o)), "should have the shape"),
         (lambda i, o, r: (torch.ones(r, i), torch.zeros(o, r)), "All entries"),
+        (lambda i, o, r: (torch.empty(r, i), torch.zeros(o, r)), "stood in the memory"),
+        (lambda i, o, r: (100 * torch.rand(r, i), torch.zeros(o, r)), "do not lie around zero"),
+        (lambda i, o, r: (100 * torch.randn(r, i), torch.zeros(o, r)), "far off"),
+        (lambda i, o, r: (torch.randn(2, 11), torch.zeros(6, 2)), "should have the shape (7, 200)"),
         (lambda i, o, r: (torch.randn(1, i).repeat(r, 1), torch.zeros(o, r)), "multiples of each other"),
     ],
     "lora.merge": [
@@ -61,7 +75,9 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda shapes, rank: sum(2 * rank * i for o, i in shapes), "square"),
         (lambda shapes, rank: sum(rank * (o + i) + o for o, i in shapes), "bias"),
         (lambda shapes, rank: sum(o + i for o, i in shapes), "rank is missing"),
-        (lambda shapes, rank: 660, "one rank only"),
+        (lambda shapes, rank: sum(rank * o + i for o, i in shapes), "Multiply both sides"),
+        (lambda shapes, rank: rank * sum(shapes[-1]), "last matrix only"),
+        (lambda shapes, rank: 784, "one rank only"),
     ],
 }
 

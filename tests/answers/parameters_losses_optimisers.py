@@ -96,6 +96,12 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda z, y: -z.softmax(0)[torch.arange(len(y)), y].log().mean(), "over the texts"),
         (lambda z, y: z.logsumexp(-1).mean(), "logit of the right class is missing"),
         (_overflowing, "overflows"),
+        (lambda z, y: nn.functional.cross_entropy(z, y).item(), "Without `.item()`"),
+        (lambda z, y: nn.functional.cross_entropy(z.data, y), "No gradient comes back"),
+        (
+            lambda z, y: -(z - z.logsumexp(-1, keepdim=True)).detach().numpy()[range(len(y)), y].mean(),
+            "Expected a loss",
+        ),
         (lambda z, y: None, "return"),
     ],
     "optimizers.gradient": [
@@ -141,7 +147,7 @@ RIGHT: dict[str, list[Function]] = {
     ],
     "optimizers.cross_entropy": [
         nn.functional.cross_entropy,
-        lambda z, y: nn.functional.nll_loss(z.log_softmax(-1), y).item(),
+        lambda z, y: nn.functional.nll_loss(z.log_softmax(-1), y),
         lambda z, y: (z.logsumexp(-1) - z.gather(1, y[:, None]).squeeze(1)).mean(),
     ],
     "optimizers.gradient": [_by_autograd, lambda z, y: (z.softmax(-1) - _y(z, y)) / len(y)],

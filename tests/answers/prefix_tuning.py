@@ -78,10 +78,10 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda q, K, V, P_K, P_V: _attend(q, P_K, P_V) + _attend(q, K, V), "added two attentions"),
         (lambda q, K, V, P_K, P_V: (_attend(q, P_K, P_V) + _attend(q, K, V)) / 2, "a softmax of its own"),
         (
-            lambda q, K, V, P_K, P_V: (q @ torch.cat((P_K, K)).T / 2).softmax(dim=1) @ torch.cat((P_V, V)),
-            "d = 4 only",
+            lambda q, K, V, P_K, P_V: (q @ torch.cat((P_K, K)).T / 11**0.5).softmax(dim=1) @ torch.cat((P_V, V)),
+            "d = 11 only",
         ),
-        (_detached, "without its gradient"),
+        (_detached, "No gradient comes back"),
         (lambda q, K, V, P_K, P_V: torch.cat((P_V, V)), "should have the shape"),
         (lambda q, K, V, P_K, P_V: None, "return"),
     ],
@@ -98,7 +98,7 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
             lambda q, K, P_K: (q @ torch.cat((P_K, K)).T).softmax(dim=1)[:, : len(P_K)].sum(dim=1),
             "not divided by √d",
         ),
-        (lambda q, K, P_K: _weights(q, K, P_K)[:, :2].sum(dim=1), "k = 2 and d = 4 only"),
+        (lambda q, K, P_K: _weights(q, K, P_K)[:, :2].sum(dim=1), "k = 2 and d = 11 only"),
     ],
     "prefix_tuning.split": [
         (

@@ -50,7 +50,7 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda E, mask, P: (_before(E, P), nn.functional.pad(mask, (len(P), 0))), "entries of the mask are 0"),
         (lambda E, mask, P: (_before(E, P), nn.functional.pad(mask, (0, len(P)), value=1)), "behind the mask"),
         (lambda E, mask, P: (_before(E, P), torch.ones(len(E), len(P) + E.shape[1])), "whole mask is 1"),
-        (lambda E, mask, P: (_before(E, P.detach()), _mask(mask, P)), "without its gradient"),
+        (lambda E, mask, P: (_before(E, P.detach()), _mask(mask, P)), "No gradient comes back"),
         (lambda E, mask, P: (_mask(mask, P), _before(E, P)), "Return the embeddings first"),
         (lambda E, mask, P: _before(E, P), "Return two tensors"),
         (lambda E, mask, P: (E + P.mean(0), mask), "old number of rows"),
@@ -74,7 +74,7 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda words, ids, k: words[ids], "there should be 5 rows, yours are 3"),
         (lambda words, ids, k: words[ids * 2][: max(k, 3)], "there should be 2 rows, yours are 3"),
         (lambda words, ids, k: torch.randn(k, words.shape[1]), "not the embeddings of"),
-        (_changes_the_table, "changes the table"),
+        (_changes_the_table, "in place"),
     ],
     "prompt_tuning.pool": [
         (lambda states, k: states[:, 0], "first virtual token"),

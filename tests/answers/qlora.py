@@ -113,6 +113,10 @@ def _no_update(x: Any, g: Any, codes: Any, absmax: Any, levels: Any, A: Any, B: 
     return x @ W.T, g @ W
 
 
+def _of_each_level(block: Any, levels: Any) -> Any:
+    return (block[:, None] / block.abs().max() - levels).abs().argmin(0)
+
+
 WRONG: dict[str, list[tuple[Function, str]]] = {
     "qlora.int8": [
         (lambda W: _int8(torch.trunc(W / _absmax(W) * 127), _absmax(W)), "cut off"),
@@ -123,15 +127,19 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda W: _int8(torch.round(W / _absmax(W).T * 127), _absmax(W).T), "keepdim=True"),
         (lambda W: _int8(torch.round(W / W.amax(1, keepdim=True) * 127), W.amax(1, keepdim=True)), "overflows"),
         (lambda W: _int8(torch.round(W / _absmax(W)), _absmax(W)), "factor 127 is missing"),
-        (lambda W: (torch.round(W / _absmax(W) * 127), W), "torch.float64"),
+        (lambda W: (torch.round(W / _absmax(W) * 127), W), "torch.float32"),
         (lambda W: (_codes(W), _codes(W) * _absmax(W)), "divide by 127"),
         (lambda W: (_codes(W), _codes(W) / 127), "forgot the absmax"),
         (lambda W: (_codes(W), W), "weights themselves"),
         (lambda W: _codes(W) * _absmax(W) / 127, "two values"),
         (_inplace_int8, "in place"),
+        (lambda W: (_codes(W), _absmax(W)), "absmax of each row"),
+        (lambda W: (_codes(W), _absmax(W)[:, 0]), "absmax of each row"),
     ],
     "qlora.nf4": [
         (_swapped, "swapped"),
+        (lambda block, levels: _bytes(_of_each_level(block, levels), block), "the wrong axis"),
+        (lambda block, levels: (_of_each_level(block, levels).to(torch.uint8), block.abs().max()), "the wrong axis"),
         (_halves, "two halves"),
         (_not_shifted, "four bits to the left"),
         (_search, "the level above"),
@@ -150,13 +158,16 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda block, second: 4.0, "scales are missing"),
         (lambda block, second: 4 + 32 / block, "Use the second argument"),
         (lambda block, second: 4 + 4 / block, "four bytes"),
+        (lambda block, second: (4 + 32) / block, "four bits by the block as well"),
+        (lambda block, second: 4 + 32 // block, "cuts the fraction off"),
+        (lambda block, second: (4 + 32 / block) / 8, "counted bytes"),
         (lambda block, second: 4 + 8 / block, "32 bits, not 8"),
         (lambda block, second: 4 + 32, "divide its bits"),
         (lambda block, second: 4 + (8 / block if second else 32 / block), "second scales are missing"),
-        (lambda block, second: 4 + (8 / block + 32 / second if second else 32 / block), "256 *blocks*"),
+        (lambda block, second: 4 + (8 / block + 32 / second if second else 32 / block), "25 *blocks*"),
         (lambda block, second: 4 + 32 / block + (32 / block / second if second else 0), "8 bits now"),
         (lambda block, second: 4 + (8 / block + 8 / block / second if second else 32 / block), "is a float32: 32 bits"),
-        (lambda block, second: 4 + 8 / 64 + 32 / (64 * 256) if second else 4.5, "blocks of 64 only"),
+        (lambda block, second: 4 + 8 / 12 + 32 / (12 * 25) if second else 4 + 32 / 12, "Use the arguments"),
     ],
     "qlora.layer": [
         (_frozen_is_closed, "Frozen means"),

@@ -46,7 +46,7 @@ def _in_place(gradients: Any, counts: Any) -> Any:
 
 
 def _stacked(gradients: Any, counts: Any) -> Any:
-    weights = torch.tensor(counts, dtype=torch.float64)
+    weights = torch.tensor(counts, dtype=torch.float32)
     return torch.stack(gradients).T @ (weights / weights.sum())
 
 
@@ -121,7 +121,7 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (_cut_off, "belong to nobody"),
         (_filled_up, "comes twice"),
         (_last_gets_all, "differ by one"),
-        (_taken_away, "changes the batch"),
+        (_taken_away, "`batch`"),
         (lambda batch, rank, processes: list(range(rank, len(batch), processes)), "positions"),
     ],
     "scaling_out.all_reduce": [
@@ -145,7 +145,7 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (lambda trained, processes: (processes - 1) / processes * 4 * trained / 1, "one of the two rounds"),
         (lambda trained, processes: 2 * (processes - 1) / processes * trained, "count numbers"),
         (lambda trained, processes: 8 * trained, "sends to itself"),
-        (lambda trained, processes: 2 * (processes - 1) * 4 * trained, "one part of R"),
+        (lambda trained, processes: 2 * (processes - 1) * 4 * trained, "sends parts"),
         (lambda trained, processes: 8 * (processes - 1) * trained * 3, "It is not 2"),
     ],
     "scaling_out.zero": [
@@ -154,7 +154,7 @@ WRONG: dict[str, list[tuple[Function, str]]] = {
         (_stages(8, (0, 1, 2)), "12 bytes"),
         (_stages(12, (1, 0, 2)), "Stage 1 on 8"),
         (lambda weights, processes, stage: _stages(12, (0, 1, 2))(weights, processes, stage) / 1e9, "bytes, not GB"),
-        (lambda weights, processes, stage: _stages(12, (0, 1, 2))(weights, processes, stage + 1), "That is stage 1"),
+        (lambda weights, processes, stage: _stages(12, (0, 1, 2))(weights, processes, stage + 1), "one stage ahead"),
     ],
     "scaling_out.save_once": [
         (_everybody, "Several processes"),

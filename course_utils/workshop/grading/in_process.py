@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from course_utils.exercises import checking
+from course_utils.exercises import checking, crashes
 
 _WATCHED: list[ModuleType] = [builtins, math, torch, torch.nn, torch.nn.functional, torch.optim, torch.linalg, np]
 _CLASSES: list[type] = [torch.Tensor, torch.nn.Module, torch.nn.Linear, torch.nn.Parameter, torch.optim.Optimizer]
+_CHANGING = ("_seed", "_last")  # of the checks' own, and no sign of tampering
 _before: dict[str, int] = {}
 
 
@@ -43,7 +44,9 @@ def _fingerprint() -> dict[str, int]:
     for place in places:
         where = f"{place.__module__}.{place.__name__}" if isinstance(place, type) else place.__name__
         for name, value in vars(place).items():
-            if (name.startswith("__") and place is not builtins) or (place is checking and name == "_seed"):
+            if (name.startswith("__") and place is not builtins) or (
+                place in (checking, crashes) and name in _CHANGING
+            ):
                 continue
             code = value.__code__ if isinstance(value, FunctionType) else None
             found[f"{where}.{name}"] = hash(code) if isinstance(code, CodeType) else id(value)

@@ -8,9 +8,11 @@ Where a check hands over something that cannot travel, such as a model, the chec
 from __future__ import annotations
 
 import builtins
+import inspect
+import keyword
 import runpy
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from course_utils.workshop.grading.values import Coder, NotPlain, put_back
 
 #: Seeds of the hidden checks: the same check with other random numbers.
 HIDDEN_SEEDS = (101,)
+_LONGEST_NAME = 30
 _STATUSES = ("passed", "wrong", "not attempted")
 
 
@@ -34,9 +37,14 @@ class Answer:
     Args:
         channel: to the process that has it.
         in_place: whether a change of an argument in place is done here too, as in the notebook.
+        names: what it calls its arguments, as it says itself.
     """
 
-    def __init__(self, channel: Channel, in_place: bool = True) -> None:
+    def __init__(self, channel: Channel, in_place: bool = True, names: Sequence[str] = ()) -> None:
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        known = dict.fromkeys(name for name in map(str, names) if name.isidentifier() and len(name) <= _LONGEST_NAME)
+        known = dict.fromkeys(name for name in known if not keyword.iskeyword(name))
+        self.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in known])
         self._channel = channel
         self._in_place = in_place
         self.ended: str | None = None  # why there is nobody to call any more
@@ -57,7 +65,9 @@ class Answer:
             raise
         reply = self._ask({"call": written})
         if "error" in reply:
-            raise _error(*reply["error"])
+            error = _error(*reply["error"])
+            error.own_line = str(reply.get("line", ""))[:200]  # type: ignore[attr-defined]
+            raise error
         for place, new in reply["changed"]:
             if self._in_place:
                 put_back(coder.known[place], coder.read(new))
@@ -94,6 +104,7 @@ def decide(exercise: str, channel: Channel, plan: dict[str, Any]) -> dict[str, A
     try:
         hello = channel.receive()
         kind, error = hello["kind"], hello["error"]
+        answer = Answer(channel, names=hello["names"])
         value: Any = answer if kind == "function" else Coder(strict=False).read(hello["value"])
     except Closed:
         return _wrong("Your cell ended the Python process before the check could run.")

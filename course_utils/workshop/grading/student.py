@@ -6,15 +6,20 @@ It gets the code, runs it, and then calls the student's function as often as the
 from __future__ import annotations
 
 import json
+import linecache
 import random
 from typing import Any
 
 import numpy as np
 import torch
 
+from course_utils.exercises import crashes
+from course_utils.exercises.checking import no_lucky_memory
 from course_utils.workshop.grading import in_process
 from course_utils.workshop.grading.channel import Channel
 from course_utils.workshop.grading.values import Coder, NotPlain
+
+_MOST_ARGUMENTS = 12
 
 
 def serve(channel: Channel, code: list[str], name: str) -> None:
@@ -27,11 +32,12 @@ def serve(channel: Channel, code: list[str], name: str) -> None:
     """
     seed()
     space: dict[str, Any] = {"__name__": "__main__"}
-    errors = [error for piece in code if (error := _run(piece, space))]
+    errors = [error for number, piece in enumerate(code) if (error := _run(piece, space, f"<part {number}>"))]
     answer = space.get(name)
     kind = "missing" if name not in space else "function" if callable(answer) else "value"
     value = Coder(strict=False).write(answer) if kind == "value" else None
-    channel.send({"kind": kind, "value": value, "error": errors[-1] if errors else None})
+    names = crashes.parameter_names(answer, _MOST_ARGUMENTS) if kind == "function" else []
+    channel.send({"kind": kind, "value": value, "error": errors[-1] if errors else None, "names": names})
     while True:
         message = channel.receive()
         if "judge" in message:
@@ -47,9 +53,10 @@ def seed() -> None:
     random.seed(0)
 
 
-def _run(piece: str, space: dict[str, Any]) -> str | None:
+def _run(piece: str, space: dict[str, Any], name: str) -> str | None:
+    linecache.cache[name] = (len(piece), None, piece.splitlines(keepends=True), name)  # to show the line that stopped
     try:
-        exec(compile(piece, "<your notebook>", "exec", dont_inherit=True), space)
+        exec(compile(piece, name, "exec", dont_inherit=True), space)
     except BaseException as error:  # SystemExit and KeyboardInterrupt too: the next piece runs all the same
         return describe(error)
     return None
@@ -69,7 +76,8 @@ def _call(answer: Any, written: list[Any]) -> dict[str, Any]:
     arguments, named = (coder.read(part, remember=True) for part in written)
     before = [json.dumps(coder.write(value, as_new=True)) for value in coder.known]
     try:
-        result = answer(*arguments, **named)
+        with no_lucky_memory():
+            result = answer(*arguments, **named)
         reply = {"result": coder.write(result)}
         now = [coder.write(value, as_new=True) for value in coder.known]
         reply["changed"] = [
@@ -82,4 +90,4 @@ def _call(answer: Any, written: list[Any]) -> dict[str, Any]:
         kind, _, text = describe(error).partition(": ")
         # `except ValueError` in a check must work for its subclasses too.
         known = [parent.__name__ for parent in type(error).__mro__ if parent.__module__ == "builtins"]
-        return {"error": [kind, text, *known]}
+        return {"error": [kind, text, *known], "line": crashes.own_line(error)[:200]}

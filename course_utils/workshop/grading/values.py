@@ -77,7 +77,8 @@ class Coder:
         if isinstance(value, torch.Tensor) and str(value.dtype) in _DTYPES and value.layout == torch.strided:
             numbers = value.detach().cpu().contiguous()
             data = numbers.reshape(-1).view(torch.uint8).numpy().tobytes() if numbers.numel() else b""
-            return ["tensor", str(value.dtype), list(value.shape), _text(data), bool(value.requires_grad)]
+            history = bool(value.requires_grad) if value.grad_fn is None or self.strict else self._reached(value)
+            return ["tensor", str(value.dtype), list(value.shape), _text(data), history]
         if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
             kind = "array" if isinstance(value, np.ndarray) else "scalar"
             return [kind, value.dtype.str, list(value.shape), _text(value.tobytes())]
@@ -98,6 +99,15 @@ class Coder:
         if self.strict:
             raise NotPlain(f"{type(value).__name__} is not plain data")
         return ["object", type(value).__name__]
+
+    def _reached(self, value: torch.Tensor) -> list[int]:
+        """The places of the known tensors at which the gradient of this one arrives."""
+        places = [n for n, one in enumerate(self.known) if isinstance(one, torch.Tensor) and one.requires_grad]
+        if not places:
+            return []
+        inputs = [self.known[place] for place in places]
+        found = torch.autograd.grad(value.sum(), inputs, retain_graph=True, allow_unused=True)
+        return [place for place, gradient in zip(places, found, strict=True) if gradient is not None]
 
     def read(self, written: Any, remember: bool = False) -> Any:
         """The value that was written.
@@ -139,7 +149,10 @@ class Coder:
         if kind == "tensor":
             data = bytearray(base64.b64decode(rest[2]))
             flat = torch.frombuffer(data, dtype=_DTYPES[rest[0]]) if data else torch.empty(0, dtype=_DTYPES[rest[0]])
-            return flat.reshape(rest[1]).requires_grad_(bool(rest[3]))
+            tensor = flat.reshape(rest[1]).requires_grad_(bool(rest[3]))
+            if isinstance(rest[3], list):  # what it was computed from stays over there
+                tensor.reached = [self.known[place] for place in rest[3]]  # type: ignore[attr-defined]
+            return tensor
         if kind in ("array", "scalar"):
             array = np.frombuffer(base64.b64decode(rest[2]), dtype=rest[0]).reshape(rest[1]).copy()
             return array if kind == "array" else array[()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from course_utils.exercises.checking import call, compare, exercise, number
+from course_utils.exercises.checking import Wrong, call, compare, exercise, number
 
 
 @exercise("an_example.double", points=1, passes="Twice the number.", section="The formula, beside the code")
@@ -16,3 +16,5 @@ def _double(answer: Any) -> None:
         (3, "That is the number itself."),
     ]
     compare(value, 6, mistakes, f"For 3 it is 6, your function returns {value:g}.")
+    if number(call(answer, 7)) != 14:  # another input: a stored answer fails here
+        raise Wrong("It is right for 3 only. Use the argument.")
