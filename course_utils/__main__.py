@@ -32,6 +32,7 @@ COMMANDS = {
     "study-evaluation": ("workshop.experiments.evaluation", "what one test split can say"),
     "study-llama": ("workshop.experiments.llama", "a Llama model before and after each method"),
     "study-optimizers": ("workshop.experiments.parameters_losses_optimisers", "what chapter 2 measures"),
+    "study-published": ("workshop.experiments.published", "copy what the pages quote from peft's own comparison"),
     "study-quantization": ("workshop.experiments.qlora", "what 4 bits cost"),
     "study-serving": ("workshop.experiments.serving", "what it costs to serve a tuned model"),
     "study-scaling": ("workshop.experiments.scaling_out", "several processes, and memory beside the rule"),
