@@ -48,9 +48,9 @@ class PrefixTuningConfig(WrappingConfig):
         virtual_tokens: the length k of the prefix; at least 1.
         reparameterize: compute the table with a network while training, as in the paper.
         mid_dim: width of that network; None means the width of the keys, as in peft (the authors' code takes 512).
-        init: "normal", or "zero" for a table of zeros, which is milder but no identity either: see above. With zeros all
-            rows are equal and get equal gradients, so they stay one virtual token, counted k times, unless dropout on
-            the attention, on the prefix, or the network tells them apart. A model without any of these is refused.
+        init: "normal", or "zero" for a table of zeros, which is milder but no identity either: see above. All its rows
+            are equal and get equal gradients, so they stay one virtual token, counted k times, unless the network, or
+            dropout on the prefix or the attention, tells them apart. Where none of these is there, zeros are refused.
     """
 
     name: ClassVar[str] = "prefix tuning"
@@ -84,8 +84,8 @@ class PrefixTuningConfig(WrappingConfig):
             return
         if not any(getattr(body.config, name, 0.0) for name in ATTENTION_DROPOUT):
             raise MethodError(
-                f"init='zero' makes all {self.virtual_tokens} virtual tokens equal, and without dropout on the attention "
-                "this model can never tell them apart: it would train one; take init='normal', or "
+                f"init='zero' makes all {self.virtual_tokens} virtual tokens equal, and a model without dropout on the "
+                "attention can never tell them apart: it would train one; take init='normal', or "
                 "PTuningV2Config(init='zero'), whose dropout makes them differ"
             )
 
