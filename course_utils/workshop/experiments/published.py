@@ -66,11 +66,11 @@ FIELDS = {
 def row(content: dict[str, Any], divisor: str | None) -> dict[str, Any]:
     """The quoted fields of one of peft's result files; memory in GiB."""
     run, training = content["run_info"], content["train_info"]
-    adapter = run["peft_config"] or {}
+    adapter: dict[str, Any] = run["peft_config"] or {}
     accuracy = training["metrics"][-1]["test accuracy"]
     low, high = accuracy_interval(round(accuracy * TASKS), TASKS)
     rank, factor = adapter.get("r"), None
-    if divisor is not None:
+    if rank is not None and divisor is not None:
         factor = adapter["lora_alpha"] / (rank**0.5 if divisor == "root" else rank)
     return {
         "created_at": run["created_at"],
