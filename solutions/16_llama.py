@@ -315,7 +315,7 @@ check("llama.read", read_output)
 #
 # Change one thing, and run the cell again. Ideas:
 #
-# * another method: `PrefixTuningConfig(init="zero")` at 1e-2, or `PromptTuningConfig()`,
+# * another method: `PrefixTuningConfig()` at 1e-2, or `PromptTuningConfig()`,
 # * more steps,
 # * `mask_prompt=False` in `encode_chat`: what does the model write then?
 # * `QLoRAConfig()`; it changes the weights, so load the model afresh before and after.
@@ -326,7 +326,7 @@ save(model, folder / "adapter")  # what LoRA has learnt, for the last part
 with torch.no_grad():
     trained_logits = model.eval()(**batch).logits
 eject(model)
-inject(model, PrefixTuningConfig(virtual_tokens=20, init="zero"))
+inject(model, PrefixTuningConfig(virtual_tokens=20))
 experiment = train_on_chats(model, tokenizer, rows, ChatTraining(learning_rate=1e-2, steps=3, batch_size=4))
 print("loss of each step:", [round(loss, 2) for loss in experiment])
 

@@ -13,6 +13,9 @@ A fenced block of a page is one of these:
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
+import inspect
 import io
 import json
 import re
@@ -372,6 +375,73 @@ cuda()
 ```
 :::
 """
+
+
+def troubles_of_calls(code: str) -> list[str]:
+    """What cannot be right in a block that does not run here: names and keyword arguments of installed libraries.
+
+    Follows `from x import y`, and the calls of these names: each keyword must be one that the signature knows.
+    """
+    names: dict[str, Any] = {}
+    troubles = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.ImportFrom) and node.module and importlib.util.find_spec(node.module.split(".")[0]):
+            try:
+                module = importlib.import_module(node.module)
+            except ModuleNotFoundError:  # a part of an installed library that needs another one, which is not
+                continue
+            for alias in node.names:
+                if hasattr(module, alias.name):
+                    names[alias.asname or alias.name] = getattr(module, alias.name)
+                else:
+                    troubles.append(f"{node.module} has no {alias.name}")
+    for node in ast.walk(ast.parse(code)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.func.id not in names:
+            continue
+        parameters = inspect.signature(names[node.func.id]).parameters.values()
+        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters) and node.func.id not in OPEN:
+            continue
+        known = {parameter.name for parameter in parameters} | OPEN.get(node.func.id, set())
+        troubles += [f"{node.func.id} has no {key.arg}" for key in node.keywords if key.arg and key.arg not in known]
+    return troubles
+
+
+#: calls that take any keyword, and would drop a misspelt one without an error: those that exist
+OPEN: dict[str, set[str]] = {
+    "BitsAndBytesConfig": {
+        "load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_compute_dtype"
+    },
+}  # fmt: skip
+
+CANNOT_RUN_HERE = [
+    block
+    for block in BLOCKS
+    if block.language == "python" and not block.runs and "as it stands" in block.options.get("caption", "")
+]
+
+
+@pytest.mark.parametrize("block", CANNOT_RUN_HERE, ids=str)
+def test_a_block_that_cannot_run_here_calls_what_exists(block: Block) -> None:
+    assert not troubles_of_calls(block.code)
+
+
+def test_calls_that_cannot_be_right_are_found() -> None:
+    assert troubles_of_calls("from peft import LoraConfig, NoSuchConfig\nLoraConfig(r=8, rang=8)") == [
+        "peft has no NoSuchConfig",
+        "LoraConfig has no rang",
+    ]
+    code = "from transformers import BitsAndBytesConfig, TrainingArguments\n"
+    assert troubles_of_calls(code + "BitsAndBytesConfig(load_in_4bits=True)") == [
+        "BitsAndBytesConfig has no load_in_4bits"
+    ]
+    assert not troubles_of_calls(code + "TrainingArguments('out', learning_rate=2e-4, bf16=True)")
+
+
+def test_a_recipe_says_its_learning_rate() -> None:
+    """Without one `TrainingArguments` takes 5e-5, a rate for all weights: the fault that the pages warn of."""
+    for block in BLOCKS:
+        if block.language == "python" and "TrainingArguments(" in block.code and "peft" in block.code:
+            assert "learning_rate" in block.code, block
 
 
 def test_blocks_are_found() -> None:

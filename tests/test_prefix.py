@@ -179,7 +179,7 @@ def test_ten_steps_give_peft_s_weights(kind: str, config: PrefixTuningConfig) ->
 @pytest.mark.parametrize("reparameterize", [False, True])
 def test_the_same_seed_draws_what_peft_draws(reparameterize: bool, init: str) -> None:
     config = PrefixTuningConfig(virtual_tokens=K, reparameterize=reparameterize, init=init)
-    ours = inject(make("llama"), config, seed=4)
+    ours = inject(make("llama", dropout=0.1), config, seed=4)  # without dropout, zeros are refused
     torch.manual_seed(4)
     theirs = peft_model("llama", config)
     for name, expected in peft_trainable(theirs).items():
@@ -301,7 +301,7 @@ def test_a_prefix_can_stand_for_real_tokens(kind: str) -> None:
 def test_a_prefix_of_zeros_is_no_identity() -> None:
     """A key of zeros has the score 0, which is not little: it takes its share of the attention and gives nothing."""
     batch = make_batch("bert", rows=1)
-    model = tuned("bert", PrefixTuningConfig(virtual_tokens=K, init="zero"), attn_implementation="eager")
+    model = tuned("bert", PTuningV2Config(virtual_tokens=K, init="zero"), attn_implementation="eager")
     plain = make("bert", attn_implementation="eager")
     with torch.no_grad():
         share = model(**batch, output_attentions=True).attentions[0]  # (1, heads, tokens, k + tokens)
@@ -309,6 +309,30 @@ def test_a_prefix_of_zeros_is_no_identity() -> None:
         assert torch.allclose(share[..., :1].expand(-1, -1, -1, K), share[..., :K])  # the same for each virtual token
         assert share[..., :K].sum(-1).mean() > 0.2
         assert relative(model(**batch).logits, plain(**batch).logits) > 1e-2
+
+
+def test_zeros_that_nothing_tells_apart_are_refused() -> None:
+    """Equal rows get equal gradients: without dropout on the attention or the prefix, k of them are one for ever."""
+    llama = make("llama")
+    with pytest.raises(MethodError, match="can never tell them apart"):
+        inject(llama, PrefixTuningConfig(virtual_tokens=K, init="zero"))
+    for config in (
+        PrefixTuningConfig(virtual_tokens=1, init="zero"),
+        PrefixTuningConfig(virtual_tokens=K, init="zero", reparameterize=True),
+        PTuningV2Config(virtual_tokens=K, init="zero", dropout=0.5),
+        PrefixTuningConfig(virtual_tokens=K),
+    ):
+        model = make("llama")
+        inject(model, config)
+        torch.manual_seed(0)
+        optimizer = torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
+        for _ in range(3):
+            batch = make_batch("llama")
+            optimizer.zero_grad()
+            model.train()(**batch).logits.square().sum().backward()
+            optimizer.step()
+        rows = body(model).prefix()
+        assert len(rows.unique(dim=0)) == config.virtual_tokens
 
 
 @pytest.mark.parametrize("kind", ALL_MODELS)

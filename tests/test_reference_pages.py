@@ -121,6 +121,60 @@ def test_a_method_has_one_row_in_a_setting() -> None:
 
 
 #: Methods of the study that no published row here is about.
+#: row of peft_gsm8k.json → the row of published.yml that quotes it, and which of its values it is
+QUOTED = {
+    "rslora64": ("rsLoRA of rank 64", 0),
+    "lora64": ("LoRA of rank 64", 0),
+    "lora32": ("LoRA of rank 32", 0),
+    "full": ("full fine-tuning", 0),
+    "dora": ("DoRA", 0),
+    "prefix_low": ("prefix tuning", 0),
+    "prefix": ("prefix tuning", 1),
+    "ia3_low": ("(IA)³", 0),
+    "ia3": ("(IA)³", 1),
+    "adalora": ("AdaLoRA", 0),
+    "vera": ("VeRA", 0),
+    "p_tuning": ("P-Tuning", 0),
+    "prompt_low": ("prompt tuning", 0),
+    "prompt": ("prompt tuning", 1),
+}
+
+
+def test_quoted_numbers_are_those_of_the_stored_copy() -> None:
+    """The values of peft's comparison, row by row, and their memory as the field that the page names."""
+    copy = json.loads((BOOK / "results" / "peft_gsm8k.json").read_text(encoding="utf-8"))
+    assert re.fullmatch("[0-9a-f]{40}", copy["at_commit"])
+    accuracies, costs = (
+        {str(row["method"]): str(row["value"]) for row in setting["rows"]}
+        for setting in PUBLISHED
+        if "GSM8K" in setting["setting"]
+    )
+    assert set(QUOTED) == set(copy["rows"])
+    assert sum(len(value.split(" or ")) for value in accuracies.values()) == len(QUOTED)
+    for name, (method, place) in QUOTED.items():
+        stored = copy["rows"][name]
+        assert f"{100 * stored['accuracy']:.1f}" == accuracies[method].split(" or ")[place], name
+        assert (stored["seed"], stored["n"]) == (0, 1319)
+    for name, method in (("full", "full fine-tuning"), ("lora32", "LoRA of rank 32")):
+        stored = copy["rows"][name]
+        said = f"{stored['peak_gib']:.1f} GiB; {stored['mean_gib']:.1f} GiB; {stored['seconds']} s"
+        assert said == costs[method]
+
+
+def test_pages_quote_the_stored_copy() -> None:
+    """The numbers that pages of prose repeat from it: a renewed copy must not leave an old one behind."""
+    copy = json.loads((BOOK / "results" / "peft_gsm8k.json").read_text(encoding="utf-8"))["rows"]
+    shown = {f"{100 * row['accuracy']:.1f}" for row in copy.values()}
+    for page, line in (
+        (path, line)
+        for path in BOOK.glob("[0-9]*.md")
+        for line in path.read_text(encoding="utf-8").replace("\n", " ").split(". ")
+        if "Llama 3.2 3B" in line and "solve" in line
+    ):
+        quoted = set(re.findall(r"(\d\d?\.\d)%", line))
+        assert quoted <= shown, f"{page.name}: {quoted - shown}"
+
+
 NOT_PUBLISHED = {
     *("head_only", "last_layers", "scratch", "houlsby", "pfeiffer", "parallel", "pissa", "dora", "adalora", "rslora"),
     *("vera", "qlora"),

@@ -9,7 +9,8 @@ The number stands in a committed file `book/results/FILE.json`; the page says on
     :caption: The same for all methods.
     ```
 
-A format is `percent` (0.963 → 96.3%), `percent2` (two decimals), `int` (74,498) or a number format of Python (`.3f`,
+A format is `percent` (0.963 → 96.3%), `percent2` (two decimals), `points` (a difference, −0.013 → −1.3), `points2`,
+`int` (74,498) or a number format of Python (`.3f`,
 `g`). Texts and whole numbers need none. A wrong file, path or format is a warning with the page and the line, so a
 build with `-W` fails. The page depends on the file: it is built again when the number changes.
 """
@@ -83,6 +84,8 @@ def shown(value: Any, form: str = "") -> str:
         if 0 < value < 0.5 * 10.0 ** -(digits + 2):  # 770 of 22,713,986 are few, and not none
             return f"<{10.0**-digits:.{digits}f}%"
         return f"{100 * value:.{digits}f}%"
+    if match := re.fullmatch(r"points(\d?)", form):
+        return f"{100 * value:.{int(match[1] or 1)}f}".replace("-", "−")
     if form in ("", "int"):
         if value != round(value):
             raise ResultError(f"{value!r} is not a whole number")
@@ -90,7 +93,7 @@ def shown(value: Any, form: str = "") -> str:
     try:
         return re.sub(r"e([+-])0+(?=\d)", r"e\1", format(value, form))
     except ValueError as error:
-        raise ResultError(f"unknown format {form!r}; use percent, percent2, int, or one like .2f") from error
+        raise ResultError(f"unknown format {form!r}; use percent, percent2, points, int, or one like .2f") from error
 
 
 class ResultRole(SphinxRole):

@@ -36,6 +36,9 @@ from course_utils.methods.wrapping import WrappingConfig
 
 INITIALISATIONS = ("normal", "zero")
 
+#: what transformers' configurations call the dropout on the weights of the attention
+ATTENTION_DROPOUT = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+
 
 @dataclass(frozen=True)
 class PrefixTuningConfig(WrappingConfig):
@@ -45,7 +48,9 @@ class PrefixTuningConfig(WrappingConfig):
         virtual_tokens: the length k of the prefix; at least 1.
         reparameterize: compute the table with a network while training, as in the paper.
         mid_dim: width of that network; None means the width of the keys, as in peft (the authors' code takes 512).
-        init: "normal", or "zero" for a table of zeros, which is milder but no identity either: see above.
+        init: "normal", or "zero" for a table of zeros, which is milder but no identity either: see above. All its rows
+            are equal and get equal gradients, so they stay one virtual token, counted k times, unless the network, or
+            dropout on the prefix or the attention, tells them apart. Where none of these is there, zeros are refused.
     """
 
     name: ClassVar[str] = "prefix tuning"
@@ -67,11 +72,22 @@ class PrefixTuningConfig(WrappingConfig):
         """The body of the model in a `PrefixBody`."""
         name, body = find_body(model)
         check_prefix(body, self.virtual_tokens)
+        self._check_that_rows_can_differ(body)
         layers, heads, head_size = prefix_shape(body.config)  # type: ignore[arg-type]  # nn.Module does not know it
         encoder = PrefixEncoder(self, 2 * layers * heads * head_size, heads * head_size)
         words = word_embeddings(body)
         encoder.to(words.weight.device, trainable_dtype(words.weight))
         return {name: PrefixBody(body, encoder, self.dropout_of_prefix())}
+
+    def _check_that_rows_can_differ(self, body: nn.Module) -> None:
+        if self.init != "zero" or self.virtual_tokens == 1 or self.reparameterize or self.dropout_of_prefix():
+            return
+        if not any(getattr(body.config, name, 0.0) for name in ATTENTION_DROPOUT):
+            raise MethodError(
+                f"init='zero' makes all {self.virtual_tokens} virtual tokens equal, and a model without dropout on the "
+                "attention can never tell them apart: it would train one; take init='normal', or "
+                "PTuningV2Config(init='zero'), whose dropout makes them differ"
+            )
 
     def dropout_of_prefix(self) -> float:
         """Share of the numbers of the prefix that are set to zero while training."""

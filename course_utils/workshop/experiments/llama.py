@@ -77,7 +77,7 @@ RUNS: dict[str, Run] = {
     "lora": Run("LoRA", _lora),
     "lora_unmasked": Run("LoRA, the question not masked", _lora, mask_prompt=False),
     "qlora": Run("QLoRA", lambda tokenizer: QLoRAConfig(rank=8, alpha=16, targets=("q_proj", "v_proj"))),
-    "prefix": Run("prefix tuning", lambda tokenizer: PrefixTuningConfig(virtual_tokens=20, init="zero"), 3e-2),
+    "prefix": Run("prefix tuning", lambda tokenizer: PrefixTuningConfig(virtual_tokens=20), 3e-2),
     "prompt": Run("prompt tuning", _prompt, 1e-2),
 }
 
