@@ -15,6 +15,7 @@ from torch import nn
 
 from course_utils.methods.base import AdaptedLayer
 from course_utils.methods.errors import MethodError
+from course_utils.methods.heads import table_of_words
 
 
 class AdaptedBody(AdaptedLayer):
@@ -109,7 +110,7 @@ def word_embeddings(body: nn.Module) -> nn.Embedding:
     Raises:
         MethodError: the model reads no tokens, or has an encoder and a decoder.
     """
-    words = body.get_input_embeddings() if isinstance(body, transformers.PreTrainedModel) else None
+    words = table_of_words(body)
     if not isinstance(words, nn.Embedding) or getattr(body.config, "is_encoder_decoder", False):
         raise MethodError(
             f"virtual tokens stand before the tokens of one text, and {type(body).__name__} is no plain encoder or "
