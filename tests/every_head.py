@@ -7,8 +7,8 @@ one, is loaded into the class as anybody does it, and so with a new head. Then: 
 process, on the same pretrained model with another new head: load, and compute the same. A case is `equal`, or `refused`
 with a sentence, or `skipped` because the class cannot be built small. All else `fails`.
 
-What stands in the report is not done again, but for the families of a kind: `--again fails`. A process that hangs or
-dies costs its own case.
+What stands in the report is not done again, but for classes with an outcome that is named: `--again fails`. A process
+that hangs or dies costs its own case.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -47,7 +48,6 @@ from course_utils.methods import (
     quantize,
     trainable_parameters,
 )
-from course_utils.methods.base import AdaptedLayer
 from course_utils.methods.heads import head_by_build
 from course_utils.methods.virtual_tokens import AdaptedBody
 
@@ -63,7 +63,7 @@ SAMPLE = (
     *("albert", "bart", "bert", "deberta-v2", "distilbert", "electra", "gpt2", "llama", "opt", "qwen3", "t5", "xlm"),
     *("vit", "wav2vec2"),
 )
-STEPS, SECONDS = 30, 60
+STEPS, SECONDS = 30, 40
 
 Outcomes = dict[str, dict[str, str]]
 
@@ -93,10 +93,10 @@ def limit(seconds: int) -> Iterator[None]:
         signal.alarm(0)
 
 
-# --- a tiny pretrained model, and the class on top of it ---------------------------------------------------------------
+# --- a tiny pretrained model, and the class on top of it -------------------------------------------------------------
 
 
-class Skipped(Exception):
+class SkippedError(Exception):
     """The class cannot be built small."""
 
 
@@ -112,13 +112,13 @@ class Pretrained:
         reasons = []
         for number, rule in enumerate(RULES):
             try:
-                config = tiny_config(self.family, rule)
+                config = tiny_config(self.family, model_class, rule)
                 _refuse_large(model_class, config)
                 folder = self._folder(model_class, config, number)
                 return folder, _first_inputs(load_class(name, folder, seed=1)[0])
             except Exception as error:  # whatever a class of transformers says of a small configuration
                 reasons.append(error)
-        raise Skipped(_reason(reasons))
+        raise SkippedError(_reason(reasons))
 
     def _folder(self, model_class: Any, config: Any, number: int) -> Path:
         """A random model with the head of pretraining, or none; the class itself where it reads nothing of these."""
@@ -209,20 +209,18 @@ def _tensors(output: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(part)
 
 
-# --- the two processes -------------------------------------------------------------------------------------------------
+# --- the two processes -----------------------------------------------------------------------------------------------
 
 
 def train_and_save(name: str, pretrained: Path, inputs: Mapping[str, torch.Tensor], method: str, folder: Path) -> str:
     """`equal` when the checkpoint and the expected results are in the folder, or the sentence of a refusal."""
     model, new = load_class(name, pretrained, seed=1)
-    head = {
-        n for outside in head_by_build(model) or () for n, _ in model.named_parameters() if n.startswith(outside + ".")
-    }
+    new |= {n for n, _ in model.named_parameters() if n.startswith(tuple(f"{m}." for m in head_by_build(model) or ()))}
     try:
         inject(model, METHODS[method])
     except MethodError as error:
         return f"refused: {error}"
-    _check_head(model, new | head)
+    _check_head(model, new)
     optimizer = torch.optim.AdamW(trainable_parameters(model).values(), lr=1e-3)
     for _ in range(STEPS):
         optimizer.zero_grad()
@@ -239,14 +237,14 @@ def train_and_save(name: str, pretrained: Path, inputs: Mapping[str, torch.Tenso
 
 def _check_head(model: Any, new: set[str]) -> None:
     """All that is new is trained as it is, under its own name: no target, no bias of BitFit's alone, not in 4 bits."""
-    inside = {n: module for n, module in model.named_modules() if isinstance(module, AdaptedBody)}
-    names = {
-        f"{n}.base.{name.removeprefix(n + '.')}" if name.startswith(n + ".") else name for n in inside for name in new
-    }
-    left = (names if inside else new) - set(trainable_parameters(model))
+    for body in [name for name, module in model.named_modules() if isinstance(module, AdaptedBody)]:
+        new = {re.sub(rf"^{re.escape(body)}\.", f"{body}.base.", name) for name in new}
+    left = new - set(trainable_parameters(model))
     assert not left, f"new and not trained as it is: {sorted(left)[:3]}"
-    if not any(isinstance(module, AdaptedLayer) for module in model.modules()):
-        packed = quantize(copy.deepcopy(model))
+    if isinstance(model.tuning, HeadOnlyConfig):
+        packed = copy.deepcopy(model)
+        with suppress(MethodError):  # it has no linear layer
+            quantize(packed)
         left = new - {name for name, p in packed.named_parameters() if p.is_floating_point()}
         assert not left, f"new and quantised: {sorted(left)[:3]}"
 
@@ -281,17 +279,17 @@ class Journal:
         return found
 
     def run(self, name: str, method: str, case: Callable[[], str]) -> None:
-        self._write(name, method, "fails: the process died or hung")
+        self.write(name, method, "fails: the process died or hung")
         try:
             with limit(SECONDS):
                 outcome = case()
-        except Skipped as error:
+        except (SkippedError, TimeoutError) as error:
             outcome = f"skipped: {error}"
         except Exception as error:
             outcome = f"fails: {type(error).__name__}: {str(error)[:300]}"
-        self._write(name, method, outcome)
+        self.write(name, method, outcome)
 
-    def _write(self, name: str, method: str, outcome: str) -> None:
+    def write(self, name: str, method: str, outcome: str) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps([name, method, outcome], ensure_ascii=False) + "\n")
 
@@ -300,16 +298,19 @@ def train_family(family: str, names: list[str], root: Path) -> None:
     """The first process: all classes and methods that the journal does not have."""
     journal, pretrained = Journal(root / "trained"), Pretrained(family, root)
     for name in names:
-        done = journal.read().get(name, {})
-        if "build" not in done:
-            journal.run(name, "build", lambda name=name: _build(pretrained, name, root))  # type: ignore[misc]
+        if "build" not in journal.read().get(name, {}):
+            journal.run(name, "build", partial(_build, pretrained, name, root))
         if journal.read()[name]["build"] != "equal":
             continue
         folder, inputs = torch.load(root / f"{name}.pt", weights_only=False)
         for number, method in enumerate(METHODS):
-            if method not in done:
-                place = root / f"{name}-{number}"
-                journal.run(name, method, lambda m=method, p=place, n=name: train_and_save(n, folder, inputs, m, p))  # type: ignore[misc]
+            done = journal.read()[name]
+            slow = next((outcome for outcome in done.values() if "seconds" in outcome), "")
+            if slow:
+                journal.write(name, method, slow)
+            elif method not in done:
+                case = partial(train_and_save, name, folder, inputs, method, root / f"{name}-{number}")
+                journal.run(name, method, case)
 
 
 def _build(pretrained: Pretrained, name: str, root: Path) -> str:
@@ -326,8 +327,7 @@ def check_family(names: list[str], root: Path) -> None:
         folder, inputs = torch.load(root / f"{name}.pt", weights_only=False)
         for number, method in enumerate(METHODS):
             if trained.get(method) == "equal" and method not in journal.read().get(name, {}):
-                place = root / f"{name}-{number}"
-                journal.run(name, method, lambda n=name, p=place: check(n, folder, inputs, p))  # type: ignore[misc]
+                journal.run(name, method, partial(check, name, folder, inputs, root / f"{name}-{number}"))
 
 
 def _until_done(work: Callable[..., None], *arguments: Any, journal: Path) -> None:
@@ -361,15 +361,17 @@ def run_family(family: str, names: list[str]) -> Outcomes:
         for name, found in Journal(root / "checked").read().items():
             outcomes[name] |= found
     return {
-        f"{family} {name}": {
-            m: o.replace(name, "CLASS").replace(f"({family})", "(FAMILY)").replace(f"'{family}'", "FAMILY")
-            for m, o in found.items()
-        }
+        f"{family} {name}": {method: _alike(outcome, name, family) for method, outcome in found.items()}
         for name, found in outcomes.items()
     }
 
 
-# --- the report --------------------------------------------------------------------------------------------------------
+def _alike(outcome: str, name: str, family: str) -> str:
+    """The outcome without the names of class and family, so that the same reason counts as the same."""
+    return outcome.replace(name, "CLASS").replace(f"({family})", "(FAMILY)").replace(f"'{family}'", "FAMILY")
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
 
 
 def run(families: tuple[str, ...] | None) -> dict[str, Any]:
@@ -420,8 +422,9 @@ def main() -> None:
     quiet()
     outcomes = read(json.loads(options.out.read_text("utf-8"))) if options.out.exists() else {}
     for family, names in classes(options.families and tuple(options.families.split(","))).items():
-        known = [outcome for name in names for outcome in outcomes.get(f"{family} {name}", {"": ""}).values()]
-        if "" in known or (options.again and any(options.again in outcome for outcome in known)):
+        known = {name: outcomes.get(f"{family} {name}", {}).values() for name in names}
+        names = [n for n in names if not known[n] or (options.again and any(options.again in o for o in known[n]))]
+        if names:
             outcomes |= run_family(family, names)
             write(options.out, report(outcomes))
             print(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers
 from models import HIDDEN, PAD, VOCABULARY
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -36,6 +35,15 @@ _OTHER_SIZES: dict[str, Any] = (
     | {"num_hidden_groups": 2, "attention_types": [[["global", "local"], 1]], "n_positions": 40}
     | {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0, "moe_intermediate_size": 16, "num_experts": 4}
     | {"num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2, "ffn_hidden_size": 48}
+    | {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "kv_lora_rank": 16, "q_lora_rank": 16}
+    | {
+        "chunk_size": 8,
+        "mamba_chunk_size": 8,
+        "n_group": 1,
+        "topk_group": 1,
+        "depth": 2,
+        "hidden_size_per_layer_input": 8,
+    }
 )
 _LAYERS = re.compile(r"(?!.*feat_extract)(num_|n_)?(\w+_)?(layers?|blocks|depth)$")
 _WIDTH = re.compile(r"(?!.*(vocab|position|token|image_size|patch|_id$|sample|rate|bins|labels|kernel|stride|window))")
@@ -48,19 +56,29 @@ class Rule:
     Args:
         divisor: every width is divided by it; None gives the sizes of `_SIZES` by their names instead.
         image: pixels of an image's side; None leaves the family's own.
+        layers: of each stack; a family that mixes kinds of layers has one of each among the first four.
     """
 
     divisor: int | None
     image: int | None
+    layers: int = 2
 
 
-RULES = (Rule(None, 64), Rule(16, 64), Rule(16, None), Rule(4, 64), Rule(4, None), Rule(1, None))
+RULES = (Rule(None, 64), Rule(16, 64), Rule(None, 64, 4), Rule(16, None), Rule(4, 64), Rule(4, None, 4), Rule(1, None))
 
 
-def tiny_config(family: str, rule: Rule) -> PreTrainedConfig:
-    """A small configuration of a family."""
+def tiny_config(family: str, model_class: Any, rule: Rule) -> PreTrainedConfig:
+    """A small configuration of a family, or of the part of it that the class is made for."""
     default = AutoConfig.for_model(family)
+    own = getattr(model_class, "config_class", None)
+    if isinstance(own, type) and own in [type(part) for part in _parts(default)]:
+        default = own()
     return type(default)(**_settings(default, rule))
+
+
+def _parts(config: PreTrainedConfig) -> list[PreTrainedConfig]:
+    parts = [getattr(config, name, None) for name in getattr(config, "sub_configs", {})]
+    return [part for part in parts if isinstance(part, PreTrainedConfig)]
 
 
 def _settings(default: PreTrainedConfig, rule: Rule) -> dict[str, Any]:
@@ -68,16 +86,26 @@ def _settings(default: PreTrainedConfig, rule: Rule) -> dict[str, Any]:
     known, found = default.to_dict(), dict[str, Any]()
     mapped = getattr(type(default), "attribute_map", {})
     if rule.divisor is None:
-        sizes = (_SIZES if "vocab_size" in known or "hidden_size" in known or mapped else {}) | {
-            name: size for name, size in _OTHER_SIZES.items() if name in known
-        }
+        sizes = _SIZES if "vocab_size" in known or "hidden_size" in known or mapped else {}
+        sizes = sizes | {name: size for name, size in _OTHER_SIZES.items() if name in known}
+        sizes = {name: min(size, rule.layers) if _LAYERS.match(name) else size for name, size in sizes.items()}
+        if rule.layers > 2:
+            sizes |= {name: rule.layers for name in sizes if name in {"num_hidden_layers", "num_layers", "n_layer"}}
         found = {n: s for n, s in sizes.items() if n not in mapped or mapped[n] not in sizes}
+        found = {n: s for n, s in found.items() if not isinstance(known.get(n), (list, tuple)) or isinstance(s, list)}
     else:
-        found = {name: _smaller(name, value, rule.divisor) for name, value in known.items()}
+        found = {name: _smaller(name, value, rule) for name, value in known.items()}
         found = {name: value for name, value in found.items() if value is not None}
     for name, value in known.items():
         if rule.image is not None and name == "image_size" and value:
             found[name] = rule.image if isinstance(value, int) else [rule.image] * len(value)
+        if "vocab" in name and isinstance(value, int) and value > 10_000:
+            found[name] = VOCABULARY
+        if (
+            isinstance(value, dict) and "mrope_section" in value
+        ):  # how many of a head's numbers turn with time and place
+            section = [n // rule.divisor for n in value["mrope_section"]] if rule.divisor else [2, 1, 1]
+            found[name] = value | {"mrope_section": section}
     for name in getattr(default, "sub_configs", {}):
         part = getattr(default, name, None)
         if isinstance(part, PreTrainedConfig):
@@ -85,8 +113,9 @@ def _settings(default: PreTrainedConfig, rule: Rule) -> dict[str, Any]:
     return found
 
 
-def _smaller(name: str, value: Any, divisor: int) -> Any:
+def _smaller(name: str, value: Any, rule: Rule) -> Any:
     """The small value of a setting, or None where it stays."""
+    divisor = rule.divisor or 1
     if name in _SPECIAL:
         return _SPECIAL[name]
     if name == "vocab_size":
@@ -94,7 +123,7 @@ def _smaller(name: str, value: Any, divisor: int) -> Any:
     if isinstance(value, bool) or name == "layer_types":
         return None
     if isinstance(value, int) and _LAYERS.match(name):
-        return min(value, 2)
+        return min(value, rule.layers)
     if isinstance(value, (list, tuple)) and name in {"depths", "num_blocks", "layers"} and value:
         return [1 if isinstance(n, int) else n for n in value]
     if isinstance(value, int) and value >= 64 and _WIDTH.match(name):
@@ -112,6 +141,8 @@ def inputs_for(model: Any) -> Iterator[dict[str, torch.Tensor]]:
         yield text
     others = [*_images(model, takes), *_sounds(model, takes)]
     answers = {"decoder_input_ids": torch.tensor([[5, 7]])} if "decoder_input_ids" in takes and not text else {}
+    if text and "bbox" in takes:
+        yield text | {"bbox": torch.zeros(*text["input_ids"].shape, 4, dtype=torch.long)}
     for other in others:
         yield other | answers
     if text:
@@ -132,7 +163,7 @@ def _text(model: Any) -> dict[str, torch.Tensor]:
 
 
 def _images(model: Any, takes: set[str]) -> Iterator[dict[str, torch.Tensor]]:
-    if "pixel_values" not in takes:
+    if not takes & {"pixel_values", "pixel_values_videos"}:
         return
     parts = [model.config, *(getattr(model.config, n, None) for n in ("vision_config", "backbone_config", "encoder"))]
     size = next((s for part in parts if (s := getattr(part, "image_size", None))), 64)
@@ -140,30 +171,27 @@ def _images(model: Any, takes: set[str]) -> Iterator[dict[str, torch.Tensor]]:
     channels = next((c for part in parts if (c := getattr(part, "num_channels", None))), 3)
     frames = next((f for part in parts if (f := getattr(part, "num_frames", None))), 2)
     generator = torch.Generator().manual_seed(3)
-    yield {"pixel_values": torch.randn(1, channels, height, width, generator=generator)}
-    yield {"pixel_values": torch.randn(1, frames, channels, height, width, generator=generator)}
+    image = torch.randn(1, channels, height, width, generator=generator)
+    film = torch.randn(1, frames, channels, height, width, generator=generator)
+    if "bool_masked_pos" in takes:
+        patch = next((p for part in parts if (p := getattr(part, "patch_size", None))), 16)
+        rows, columns = (height // patch, width // patch) if isinstance(patch, int) else (height // patch[-1],) * 2
+        hidden = torch.arange(rows * columns)[None] % 2 == 0
+        yield {"pixel_values": image, "bool_masked_pos": hidden}
+        yield {"pixel_values": film, "bool_masked_pos": hidden.repeat(1, max(frames // 2, 1))}
+    for name in ("pixel_values", "pixel_values_videos"):
+        if name in takes:
+            yield {name: image}
+            yield {name: film}
 
 
 def _sounds(model: Any, takes: set[str]) -> Iterator[dict[str, torch.Tensor]]:
     config, generator = model.config, torch.Generator().manual_seed(3)
     parts = [config, *(getattr(config, n, None) for n in ("encoder_config", "audio_config", "encoder"))]
-    bins = next(
-        (
-            b
-            for part in parts
-            for n in ("num_mel_bins", "feature_size", "input_feat_per_channel")
-            if (b := getattr(part, n, None))
-        ),
-        80,
-    )
+    names = ("num_mel_bins", "feature_size", "input_feat_per_channel", "feature_projection_input_dim")
+    bins = next((b for part in parts for n in names if (b := getattr(part, n, None))), 80)
+    frames = 2 * getattr(config, "max_source_positions", 32)
+    shapes = ((1, 2000), (1, 12000), (1, getattr(config, "max_length", 64), bins), (1, bins, frames))
     for name in ("input_values", "input_features"):
-        if name in takes:
-            frames = 2 * getattr(config, "max_source_positions", 32)
-            for shape in (
-                (1, 2000),
-                (1, getattr(config, "max_length", 64), bins),
-                (1, bins, frames),
-                (1, 64, bins),
-                (1, 1, 2000),
-            ):
-                yield {name: torch.randn(shape, generator=generator)}
+        for shape in (*shapes, (1, 64, bins), (1, 1, 2000)) if name in takes else ():
+            yield {name: torch.randn(shape, generator=generator)}
