@@ -56,7 +56,8 @@ class Rule:
     Args:
         divisor: every width is divided by it; None gives the sizes of `_SIZES` by their names instead.
         image: pixels of an image's side; None leaves the family's own.
-        layers: of each stack; a family that mixes kinds of layers has one of each among the first four.
+        layers: of each stack. Among eight there is one of each kind where a family mixes them; each head then has keys
+            of its own, and rotary positions are those of three directions.
     """
 
     divisor: int | None
@@ -64,7 +65,7 @@ class Rule:
     layers: int = 2
 
 
-RULES = (Rule(None, 64), Rule(16, 64), Rule(None, 64, 4), Rule(16, None), Rule(4, 64), Rule(4, None, 4), Rule(1, None))
+RULES = (Rule(None, 64), Rule(16, 64), Rule(None, 64, 8), Rule(16, None), Rule(4, 64), Rule(4, None, 4), Rule(1, None))
 
 
 def tiny_config(family: str, model_class: Any, rule: Rule) -> PreTrainedConfig:
@@ -91,7 +92,16 @@ def _settings(default: PreTrainedConfig, rule: Rule) -> dict[str, Any]:
         sizes = {name: min(size, rule.layers) if _LAYERS.match(name) else size for name, size in sizes.items()}
         if rule.layers > 2:
             sizes |= {name: rule.layers for name in sizes if name in {"num_hidden_layers", "num_layers", "n_layer"}}
-        found = {n: s for n, s in sizes.items() if n not in mapped or mapped[n] not in sizes}
+            sizes |= {name: 4 for name in sizes if name == "num_key_value_heads"}
+            if isinstance(rope := known.get("rope_parameters", 0) or {}, dict):
+                sizes["rope_parameters"] = {
+                    "rope_type": "default",
+                    "rope_theta": 1e4,
+                    **rope,
+                    "mrope_section": [2, 1, 1],
+                }
+        found = {n: s for n, s in sizes.items() if n in known or n in mapped}
+        found = {n: s for n, s in found.items() if n not in mapped or mapped[n] not in sizes}
         found = {n: s for n, s in found.items() if not isinstance(known.get(n), (list, tuple)) or isinstance(s, list)}
     else:
         found = {name: _smaller(name, value, rule) for name, value in known.items()}
@@ -139,6 +149,7 @@ def inputs_for(model: Any) -> Iterator[dict[str, torch.Tensor]]:
     text = _text(model) if "input_ids" in takes else {}
     if text:
         yield text
+        yield {name: _in_three_parts(model, ids) for name, ids in text.items()}
     others = [*_images(model, takes), *_sounds(model, takes)]
     answers = {"decoder_input_ids": torch.tensor([[5, 7]])} if "decoder_input_ids" in takes and not text else {}
     if text and "bbox" in takes:
@@ -160,6 +171,13 @@ def _text(model: Any) -> dict[str, torch.Tensor]:
     if "decoder_input_ids" in inspect.signature(model.forward).parameters:
         inputs["decoder_input_ids"] = ids
     return inputs
+
+
+def _in_three_parts(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    """A longer text: the tokens, with three ends of sentences among them."""
+    separator = getattr(model.config, "sep_token_id", None)
+    between = ids.new_full((*ids.shape[:-1], 1), separator if isinstance(separator, int) else 6)
+    return torch.cat((ids[..., :2], between, ids[..., :1], between, ids[..., 1:2], between, ids[..., 2:]), -1)
 
 
 def _images(model: Any, takes: set[str]) -> Iterator[dict[str, torch.Tensor]]:

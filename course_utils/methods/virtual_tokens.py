@@ -31,6 +31,9 @@ class AdaptedBody(AdaptedLayer):
             return getattr(super().__getattr__("base"), name)
 
 
+# What some bodies read of each token beside its mask, its kind and its position: where it stands on the page, whether
+# all others see it.
+_FOR_EACH_TOKEN = {"bbox", "global_attention_mask"}
 # transformers calls a key-value cache `cache` from 5.24 on, and called it `past_key_values` before.
 _CACHE_NAMES = ("cache", "past_key_values")
 
@@ -108,9 +111,14 @@ def word_embeddings(body: nn.Module) -> nn.Embedding:
     """The table of the tokens' embeddings.
 
     Raises:
-        MethodError: the model reads no tokens, or has an encoder and a decoder.
+        MethodError: the model reads no tokens, or has an encoder and a decoder, or reads more of a token than its mask.
     """
     words = table_of_words(body)
+    for name in _FOR_EACH_TOKEN & set(inspect.signature(body.forward).parameters):
+        raise MethodError(
+            f"{type(body).__name__} reads something more of each token ({name}), which virtual tokens do not have. Use "
+            "LoRA"
+        )
     if not isinstance(words, nn.Embedding) or getattr(body.config, "is_encoder_decoder", False):
         raise MethodError(
             f"virtual tokens stand before the tokens of one text, and {type(body).__name__} is no plain encoder or "
