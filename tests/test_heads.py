@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -14,11 +15,13 @@ import pytest
 import torch
 import transformers
 from models import HIDDEN, LAYERS, VOCABULARY, make
+from test_backbones import train_tokenizer
 from torch import nn
 from transformers import (
     AlbertConfig,
     AlbertForSequenceClassification,
     AutoConfig,
+    AutoModel,
     BartConfig,
     BartForCausalLM,
     BartForSequenceClassification,
@@ -26,6 +29,8 @@ from transformers import (
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertForSequenceClassification,
+    BertModel,
+    BertPreTrainedModel,
     BrosConfig,
     BrosForTokenClassification,
     CanineConfig,
@@ -68,16 +73,20 @@ from course_utils.methods import (
     DoRAConfig,
     FullConfig,
     HeadOnlyConfig,
+    HoulsbyConfig,
     IA3Config,
     LastLayersConfig,
     LoRAConfig,
     MethodConfig,
     MethodError,
+    ParallelAdapterConfig,
+    PfeifferConfig,
     PrefixTuningConfig,
     PromptTuningConfig,
     PTuningConfig,
     QLoRAConfig,
     VeRAConfig,
+    count_parameters,
     inject,
     quantize,
     trainable_parameters,
@@ -85,6 +94,7 @@ from course_utils.methods import (
 from course_utils.methods.architectures import ARCHITECTURES
 from course_utils.methods.targets import find_head
 from course_utils.methods.trial import one_token
+from course_utils.models import load_classifier
 
 ENCODER: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -220,6 +230,120 @@ def test_no_method_touches_the_head(config: MethodConfig) -> None:
         for name in find_head(model):
             assert type(model.get_submodule(name)) is head
             assert {f"{name}.weight", f"{name}.bias"} <= trained(model)
+
+
+# --- models of one's own ---------------------------------------------------------------------------------------------
+
+
+class TwoHeads(BertPreTrainedModel):
+    """A class of one's own, without a task in its name; it reads [CLS] and no pooler."""
+
+    def __init__(self, config: BertConfig) -> None:
+        super().__init__(config)
+        self.bert = BertModel(config)
+        self.mood, self.topic = nn.Linear(HIDDEN, 2), nn.Linear(HIDDEN, 3)
+        self.post_init()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        first = self.bert(input_ids, attention_mask=attention_mask).last_hidden_state[:, 0]
+        return torch.cat((self.mood(first), self.topic(first)), -1)
+
+
+class Plain(nn.Module):
+    """A pretrained body in a module of PyTorch, and layers on top of it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.body = AutoModel.from_pretrained(folder)
+        self.top = nn.Sequential(nn.Linear(HIDDEN, 8), nn.Tanh(), nn.Linear(8, 2))
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.top(self.body(input_ids).pooler_output)
+
+
+class Around(nn.Module):
+    """Such a module in another one, and a classifier of transformers beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.inner, self.tempered = Plain(folder), nn.LayerNorm(2)
+        self.other = BertForSequenceClassification.from_pretrained(folder)
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.tempered(self.inner(input_ids)) + self.other(input_ids).logits
+
+
+@pytest.mark.parametrize(
+    ("draw", "head"),
+    [
+        (TwoHeads.from_pretrained, ("mood", "topic")),  # without BERT's new pooler, which nothing reads
+        (Plain, ("top", "body.pooler.dense")),
+        (Around, ("inner.top", "tempered", "inner.body.pooler.dense", "other.bert.pooler.dense", "other.classifier")),
+    ],
+    ids=["TwoHeads", "Plain", "Around"],
+)
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoRAConfig(targets=("query", "value")),
+        BitFitConfig(),
+        HeadOnlyConfig(),
+        IA3Config(keys_and_values=("key", "value"), feedforward=("output.dense",)),
+    ],
+    ids=lambda config: config.name,
+)
+def test_all_beside_the_pretrained_models_is_new_in_a_class_of_one_s_own(
+    draw: Any, head: tuple[str, ...], config: MethodConfig, without_pooler: Path, tmp_path: Path
+) -> None:
+    def fresh(seed: int) -> Any:
+        torch.manual_seed(seed)
+        return draw(without_pooler).eval()
+
+    model = inject(fresh(1), config)
+    assert set(find_head(model)) == set(head)
+    assert all(parameter.requires_grad for name in head for parameter in model.get_submodule(name).parameters())
+    with torch.no_grad():
+        for parameter in trainable_parameters(model).values():
+            parameter.add_(0.1)
+    again = load(fresh(2), save(model, tmp_path / "checkpoint"))
+    assert torch.equal(again(TOKENS), model(TOKENS))
+    assert trained(again) == trained(model)
+
+
+def test_a_parameter_of_the_class_itself_is_refused(without_pooler: Path) -> None:
+    model = Plain(without_pooler)
+    model.weights = nn.Parameter(torch.ones(2))
+    with pytest.raises(
+        MethodError, match=r"weights is a parameter of Plain itself.*module of its own.*head=\(\) for none"
+    ):
+        inject(model, LoRAConfig(targets=("query",)))
+    inject(model, LoRAConfig(targets=("query",), head=("top",)))
+
+
+def test_a_copy_that_no_longer_shows_what_is_new_is_refused(without_pooler: Path) -> None:
+    loaded = BertForSequenceClassification.from_pretrained(without_pooler)
+    with pytest.raises(MethodError, match=r"copied after it was loaded.*Inject into the loaded model, or name"):
+        inject(copy.deepcopy(loaded), LoRAConfig())
+    named = inject(copy.deepcopy(loaded), LoRAConfig(head=("classifier", "bert.pooler")))
+    first = inject(loaded, LoRAConfig())
+    assert trained(copy.deepcopy(first)) == trained(first) == trained(named)
+
+
+def test_a_copy_of_a_model_that_the_course_has_loaded_shows_it(without_pooler: Path) -> None:
+    train_tokenizer({"pad_token": "[PAD]", "unk_token": "[UNK]"}, None).save_pretrained(without_pooler)
+    model, _ = load_classifier(without_pooler)
+    assert "bert.pooler.dense.weight" in trained(inject(copy.deepcopy(model), LoRAConfig()))
+
+
+def test_a_new_normalisation_within_a_layer_that_a_method_wraps(tmp_path: Path) -> None:
+    whole = BertForSequenceClassification(BertConfig(**ENCODER))
+    lacking = "bert.encoder.layer.1.output.LayerNorm"
+    whole.save_pretrained(tmp_path, state_dict={n: t for n, t in whole.state_dict().items() if lacking not in n})
+    for config in (PfeifferConfig(size=4), ParallelAdapterConfig(size=4), HoulsbyConfig(size=4), LoRAConfig()):
+        model = BertForSequenceClassification.from_pretrained(tmp_path)
+        new = set(model.get_submodule(lacking).parameters())
+        assert new <= set(trainable_parameters(inject(model, config)).values())
+        assert count_parameters(model).head >= HIDDEN * 2 + 2 + 2 * HIDDEN
 
 
 # --- wrappers show the layer that they wrap --------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import os
 import warnings
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -137,12 +137,15 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
             tensors = _read_tensors(path / _OWN_WEIGHTS)
         else:
             raise CheckpointError(f"{path} holds neither {_PEFT_HEADER} nor {_OWN_HEADER}, so it is no checkpoint")
+        # A header of ours names no head where it was that of the build, whatever this model's own checkpoint lacked.
+        build = head_by_build(model) if config.head is None else None
+        named = config if build is None else replace(config, head=build)
         # Tried on a copy without memory, so that the model stays as it is if anything does not fit.
-        rehearsal = inject(without_memory(model), config)
+        rehearsal = inject(without_memory(model), named)
         if row is not None:
             tensors = without_twins(rehearsal, tensors)
         _check_fits({name: p.shape for name, p in trainable_parameters(rehearsal).items()}, tensors)
-        inject(model, config)
+        inject(model, named)
     except MethodError as error:
         raise CheckpointError(f"the checkpoint in {path} cannot be loaded into this model: {error}") from error
     with torch.no_grad():
@@ -150,6 +153,8 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
             parameter.copy_(tensors[name])
         if row is not None:
             row.load_frozen(model, stored)
+    if build is not None:
+        model.tuning, model.new_modules = config, build  # type: ignore[assignment]
     return model
 
 
@@ -158,7 +163,10 @@ def without_memory(model: nn.Module) -> nn.Module:
 
     def empty(weight: torch.Tensor) -> torch.Tensor:
         meta = weight.detach().to("meta")
-        return nn.Parameter(meta, weight.requires_grad) if isinstance(weight, nn.Parameter) else meta
+        if isinstance(weight, nn.Parameter):
+            meta = nn.Parameter(meta, weight.requires_grad)
+            vars(meta).update(vars(weight))  # whether the pretrained checkpoint has brought it
+        return meta
 
     return deepcopy(model, {id(weight): empty(weight) for weight in (*model.parameters(), *model.buffers())})
 
