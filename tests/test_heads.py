@@ -43,6 +43,7 @@ from transformers import (
     DistilBertConfig,
     DistilBertForMaskedLM,
     DistilBertForSequenceClassification,
+    GPT2DoubleHeadsModel,
     GPT2LMHeadModel,
     LlamaConfig,
     LlavaConfig,
@@ -310,6 +311,21 @@ def test_all_beside_the_pretrained_models_is_new_in_a_class_of_one_s_own(
     assert trained(again) == trained(model)
 
 
+def test_both_heads_of_a_model_of_two_are_trained_and_come_back(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    make("gpt2-lm").save_pretrained(tmp_path / "base")
+
+    def draw(seed: int) -> Any:
+        torch.manual_seed(seed)
+        return GPT2DoubleHeadsModel.from_pretrained(tmp_path / "base").eval()
+
+    model = inject(draw(1), BitFitConfig())
+    assert "multiple_choice_head.summary.weight" in trained(model)
+    expected = model(TOKENS[None])
+    found = load(draw(2), save(model, tmp_path / "checkpoint"))(TOKENS[None])
+    assert torch.equal(found.mc_logits, expected.mc_logits) and torch.equal(found.logits, expected.logits)
+
+
 def test_a_parameter_of_the_class_itself_is_refused(without_pooler: Path) -> None:
     model = Plain(without_pooler)
     model.weights = nn.Parameter(torch.ones(2))
@@ -324,6 +340,7 @@ def test_a_copy_that_no_longer_shows_what_is_new_is_refused(without_pooler: Path
     loaded = BertForSequenceClassification.from_pretrained(without_pooler)
     with pytest.raises(MethodError, match=r"copied after it was loaded.*Inject into the loaded model, or name"):
         inject(copy.deepcopy(loaded), LoRAConfig())
+    assert all(p.requires_grad for p in inject(copy.deepcopy(loaded), FullConfig()).parameters())  # nothing to miss
     named = inject(copy.deepcopy(loaded), LoRAConfig(head=("classifier", "bert.pooler")))
     first = inject(loaded, LoRAConfig())
     assert trained(copy.deepcopy(first)) == trained(first) == trained(named)

@@ -40,6 +40,10 @@ class MethodConfig(ABC):
     def apply(self, model: nn.Module) -> None:
         """Change `model` in place, or raise and change nothing. All its parameters are frozen when this is called."""
 
+    def find_head(self, model: nn.Module) -> tuple[str, ...]:
+        """The names of the modules that are trained beside the method, see `targets.find_head`."""
+        return find_head(model, self.head)
+
     # Five things that a method may ask of the training loop; most ask nothing.
 
     def check_steps(self, total: int) -> None:  # noqa: B027 (most methods plan nothing)
@@ -124,7 +128,7 @@ def inject(model: nn.Module, config: MethodConfig, *, seed: int = 0) -> nn.Modul
     present: MethodConfig | None = getattr(model, "tuning", None)
     if present is not None:
         raise MethodError(f"the model already carries {present.name}; merge it first, or load the model afresh")
-    head = find_head(model, config.head)
+    head = config.find_head(model)
     bare, recorded = Bare(model), hasattr(model, "new_modules")
     try:
         unread = _put_in(model, config, head, seed, bare)

@@ -159,8 +159,8 @@ def _results(output: Any) -> Iterator[torch.Tensor]:
     if isinstance(output, torch.Tensor):
         yield output
     elif isinstance(output, Mapping):
-        names = ["logits"] if "logits" in output else [n for n in output if not any(part in n for part in _ASIDE)]
-        for name in names:
+        logits = [name for name in output if "logits" in name]  # a model of two heads has two
+        for name in logits or [name for name in output if not any(part in name for part in _ASIDE)]:
             yield from _results(output[name])
     elif isinstance(output, list | tuple):
         for part in output:
