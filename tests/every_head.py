@@ -115,6 +115,8 @@ class Pretrained:
                 return folder, _first_inputs(load_class(name, folder, seed=1)[0])
             except Exception as error:  # whatever a class of transformers says of a small configuration
                 reasons.append(error)
+                if isinstance(error, ImportError | TimeoutError):
+                    break
         raise SkippedError(_reason(reasons))
 
     def _folder(self, model_class: Any, config: Any, number: int) -> Path:
@@ -423,7 +425,10 @@ def main() -> None:
     )
     options = parser.parse_args()
     outcomes = read(json.loads(options.out.read_text("utf-8"))) if options.out.exists() else {}
-    for family, names in classes(options.families and tuple(options.families.split(","))).items():
+    every = classes()
+    chosen = options.families.split(",") if options.families else list(every)
+    for family in chosen:
+        names = every[family]
         known = {name: outcomes.get(f"{family} {name}", {}).values() for name in names}
         names = [n for n in names if not known[n] or (options.again and any(options.again in o for o in known[n]))]
         if names:

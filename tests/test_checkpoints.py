@@ -408,6 +408,42 @@ print(sum(p.numel() for p in model.parameters()) * 4 / 2**20, peak() - before)
     assert extra < 0.2 * size
 
 
+class Counting(nn.Module):
+    """A head that counts means while it trains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.out = nn.BatchNorm1d(32), nn.Linear(32, 2)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return self.out(self.norm(hidden))
+
+
+@pytest.mark.parametrize("config", [LoRAConfig(), HeadOnlyConfig(), FullConfig()], ids=lambda config: config.name)
+def test_what_a_head_has_counted_is_saved_as_peft_saves_it(config: MethodConfig, tmp_path: Path) -> None:
+    def draw() -> Any:
+        model = make("bert")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model.classifier = Counting().to(DEVICE).eval()
+        return model
+
+    def train(model: Any) -> Any:
+        moved(model).train()(**make_batch("bert"))  # counts
+        return model.eval()
+
+    model = train(inject(draw(), config))
+    assert not torch.equal(model.classifier.norm.running_mean, draw().classifier.norm.running_mean)
+    save(model, tmp_path / "ours")
+    assert torch.equal(logits(load(draw(), tmp_path / "ours"), "bert"), logits(model, "bert"))
+    if isinstance(config, LoRAConfig):
+        theirs = PeftModel.from_pretrained(draw(), str(tmp_path / "ours"))
+        assert relative(logits(theirs, "bert"), logits(model, "bert")) < rounding()
+        theirs = train(get_peft_model(draw(), LoraConfig(task_type=TaskType.SEQ_CLS)))
+        theirs.save_pretrained(str(tmp_path / "theirs"))
+        assert torch.equal(logits(load(draw(), tmp_path / "theirs"), "bert"), logits(theirs, "bert"))
+
+
 # --- what does not fit ----------------------------------------------------------------------------------------------
 
 PREFIX = "base_model.model."

@@ -22,6 +22,7 @@ from course_utils.checkpoints.formats import Format, task_of, with_peft_s_head
 from course_utils.checkpoints.table import EVERY_METHOD, PEFT_FORMATS
 from course_utils.checkpoints.tied import refuse_what_peft_unties, tied_names, without_twins
 from course_utils.methods import MethodConfig, MethodError, inject, trainable_parameters
+from course_utils.methods.base import AdaptedLayer
 from course_utils.methods.heads import head_by_build
 from course_utils.methods.targets import find_head
 
@@ -31,7 +32,7 @@ _OWN_FORMAT = 1
 
 
 def save(model: nn.Module, folder: str | Path) -> Path:
-    """Write the trained parameters, head included, and the method's settings.
+    """Write what was trained, head included, and the method's settings.
 
     Args:
         model: with an injected method.
@@ -62,7 +63,7 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         if config.head is None and head != head_by_build(model):  # the next model may not show what was new in this one
             settings["head"] = head
         header_name, header = _OWN_HEADER, {"format": _OWN_FORMAT, "method": config.name, "settings": settings}
-        files = {_OWN_WEIGHTS: _copies(trainable_parameters(model))}
+        files = {_OWN_WEIGHTS: _copies(learnt(model))}
     else:
         header_name, header, files = _PEFT_HEADER, row.header(model, config), _peft_files(row, model)
     return _write(Path(folder), header_name, header, files)
@@ -74,12 +75,37 @@ def _peft_files(row: Format, model: nn.Module) -> dict[str, dict[str, torch.Tens
     config: Any = model.tuning
     head = with_peft_s_head(model, find_head(model, config.head))
     twins = {name: model.get_parameter(name) for others in tied_names(model).values() for name in others}
-    files = {_PEFT_WEIGHTS: row.to_peft(_copies(trainable_parameters(model) | head | twins), model)}
+    files = {_PEFT_WEIGHTS: row.to_peft(_copies(learnt(model) | head | twins), model)}
     extra = row.extra_tensors(model)
     return files | ({row.extra_file: extra} if row.extra_file is not None and extra else {})
 
 
-def _copies(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+def learnt(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The trained parameters, and what the trained modules have counted beside them: the means of a BatchNorm."""
+    config: Any = model.tuning
+    trained = trainable_parameters(model)
+    own = {id(parameter) for parameter in trained.values()}
+    head = {part for name in find_head(model, config.head) for part in _submodule(model, name).modules()}
+    counted = {
+        f"{name}.{key}": buffer
+        for name, module in model.named_modules()
+        if module in head or any(id(p) in own for p in module.parameters(recurse=False))
+        if not isinstance(module, AdaptedLayer)
+        for key, buffer in module.named_buffers(recurse=False)
+        if key not in module._non_persistent_buffers_set
+    }
+    return {**trained, **counted}
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    """The module of that name; one without parts where a method has wrapped what it stands in."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return nn.Module()
+
+
+def _copies(parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Contiguous clones: safetensors refuses tensors that share memory."""
     return {name: p.detach().cpu().clone().contiguous() for name, p in parameters.items()}
 
@@ -144,13 +170,13 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
         rehearsal = inject(without_memory(model), named)
         if row is not None:
             tensors = without_twins(rehearsal, tensors)
-        _check_fits({name: p.shape for name, p in trainable_parameters(rehearsal).items()}, tensors)
+        _check_fits({name: tensor.shape for name, tensor in learnt(rehearsal).items()}, tensors)
         inject(model, named)
     except MethodError as error:
         raise CheckpointError(f"the checkpoint in {path} cannot be loaded into this model: {error}") from error
     with torch.no_grad():
-        for name, parameter in trainable_parameters(model).items():
-            parameter.copy_(tensors[name])
+        for name, tensor in learnt(model).items():
+            tensor.copy_(tensors[name])
         if row is not None:
             row.load_frozen(model, stored)
     if build is not None:

@@ -86,9 +86,9 @@ def refuse_without_effect(
     own = {name for name, p in trained.items() if p in bare.trained and p not in head}
     seen = reached if named else reached | read
     lost = _unreached({name: p for name, p in trained.items() if name not in own}, seen)
-    lost = [name for name in lost if not name.startswith(_towers(model, called, bare))]
     if own and not any(trained[name] in reached for name in own):
         lost += sorted(own)
+    lost = [name for name in lost if not name.startswith(_towers(model, called, bare))]
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise MethodError(
