@@ -282,14 +282,16 @@ class Journal:
         return found
 
     def run(self, name: str, method: str, case: Callable[[], str]) -> None:
-        self.write(name, method, "fails: the process died or hung")
+        died = "the process died or hung"
+        self.write(name, method, f"skipped: {died} while it was built" if method == "build" else f"fails: {died}")
         try:
             with limit(SECONDS):
                 outcome = case()
         except (SkippedError, TimeoutError) as error:
             outcome = f"skipped: {error}"
         except Exception as error:
-            outcome = f"fails: {type(error).__name__}: {str(error)[:300]}"
+            kind = "skipped: it trains in training mode alone" if "use `model.train()`" in str(error) else "fails"
+            outcome = f"{kind}: {type(error).__name__}: {str(error)[:300]}"
         self.write(name, method, outcome)
 
     def write(self, name: str, method: str, outcome: str) -> None:
@@ -396,6 +398,7 @@ def report(outcomes: Outcomes) -> dict[str, Any]:
         "versions": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__},
         "families": len({case.split()[0] for case in outcomes}),
         "classes": len(outcomes),
+        "offered": sum(map(len, classes().values())),
         "counts": dict(sorted(sum(by_method.values(), Counter[str]()).items())),
         "by method": {method: dict(sorted(counts.items())) for method, counts in by_method.items()},
         "outcomes": [f"{every[outcome]} {outcome}" for outcome in order],
