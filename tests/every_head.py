@@ -115,7 +115,7 @@ class Pretrained:
                 return folder, _first_inputs(load_class(name, folder, seed=1)[0])
             except Exception as error:  # whatever a class of transformers says of a small configuration
                 reasons.append(error)
-                if isinstance(error, ImportError | TimeoutError):
+                if isinstance(error, ImportError | TimeoutError | SkippedError):
                     break
         raise SkippedError(_reason(reasons))
 
@@ -144,22 +144,33 @@ def _refuse_large(model_class: Any, config: Any) -> None:
 
 
 def _first_inputs(model: Any) -> dict[str, torch.Tensor]:
-    found: list[Exception] = []
     for inputs in inputs_for(model):
         try:
             outputs = results(model, inputs)
             if outputs and all(torch.isfinite(o).all() for o in outputs) and any(o.requires_grad for o in outputs):
+                _refuse_without_gradient(outputs)
                 return inputs
-        except TimeoutError:
+        except (TimeoutError, SkippedError):
             raise
-        except Exception as error:
-            found.append(error)
+        except Exception:  # it reads something else
+            continue
     raise RuntimeError("it computes nothing from tokens, an image or a sound alone")
+
+
+def _refuse_without_gradient(outputs: list[torch.Tensor]) -> None:
+    try:
+        _loss(outputs).backward()
+    except Exception as error:  # an operation in place, or a class that trains in training mode alone
+        raise SkippedError("without any method its gradient cannot be computed in evaluation mode") from error
+
+
+def _loss(outputs: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([output.square().mean() for output in outputs]).sum()
 
 
 def _reason(errors: list[Exception]) -> str:
     for error in errors:
-        if isinstance(error, TimeoutError):
+        if isinstance(error, TimeoutError | SkippedError):
             raise error
         if isinstance(error, ImportError):
             package = re.search(r"requires the (\S+)|named '?([\w.]+)", str(error))
@@ -225,7 +236,10 @@ def train_and_save(
         raise SkippedError("what is trained has no part in what it computes without labels, or from one input of two")
     for _ in range(steps):
         optimizer.zero_grad()
-        sum(tensor.square().mean() for tensor in results(model, inputs)).backward()  # type: ignore[union-attr]
+        _loss(results(model, inputs)).backward()
+        finite = all(p.grad is None or torch.isfinite(p.grad).all() for p in trainable_parameters(model).values())
+        if not finite and isinstance(model.tuning, BitFitConfig | HeadOnlyConfig):  # which compute nothing themselves
+            raise SkippedError("a gradient of the model itself is not finite for this loss")
         optimizer.step()
     if model.main_input_name != "input_ids" and _equal(before, results(model, inputs)):
         raise SkippedError("what it computes are choices, which a little training does not change")
@@ -290,8 +304,7 @@ class Journal:
         except (SkippedError, TimeoutError) as error:
             outcome = f"skipped: {error}"
         except Exception as error:
-            kind = "skipped: it trains in training mode alone" if "use `model.train()`" in str(error) else "fails"
-            outcome = f"{kind}: {type(error).__name__}: {str(error)[:300]}"
+            outcome = f"fails: {type(error).__name__}: {str(error)[:300]}"
         self.write(name, method, outcome)
 
     def write(self, name: str, method: str, outcome: str) -> None:
