@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from contextlib import suppress
 from copy import deepcopy
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,9 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from course_utils.checkpoints.formats import CheckpointError, Format, refuse_tied_weights, with_peft_s_head
-from course_utils.checkpoints.table import OWN_METHODS, PEFT_FORMATS
+from course_utils.checkpoints.errors import CheckpointError
+from course_utils.checkpoints.formats import Format, task_of, with_peft_s_head
+from course_utils.checkpoints.table import EVERY_METHOD, PEFT_FORMATS
+from course_utils.checkpoints.tied import refuse_what_peft_unties, tied_names, without_twins
 from course_utils.methods import MethodConfig, MethodError, inject, trainable_parameters
+from course_utils.methods.base import AdaptedLayer
 from course_utils.methods.heads import head_by_build
 from course_utils.methods.targets import find_head
 
@@ -28,7 +32,7 @@ _OWN_FORMAT = 1
 
 
 def save(model: nn.Module, folder: str | Path) -> Path:
-    """Write the trained parameters, head included, and the method's settings.
+    """Write what was trained, head included, and the method's settings.
 
     Args:
         model: with an injected method.
@@ -47,12 +51,19 @@ def save(model: nn.Module, folder: str | Path) -> Path:
             "model.save_pretrained(folder)"
         )
     row = next((row for row in PEFT_FORMATS if row.method is type(config)), None)
+    if row is not None and row.needs_task and task_of(model) is None:
+        warnings.warn(
+            f"peft has no task for {type(model).__name__}, and without one it ignores virtual tokens. So the "
+            "checkpoint is in the course's own format, which peft does not read",
+            stacklevel=2,
+        )
+        row = None
     if row is None:
         settings, head = asdict(config), find_head(model, config.head)
         if config.head is None and head != head_by_build(model):  # the next model may not show what was new in this one
             settings["head"] = head
         header_name, header = _OWN_HEADER, {"format": _OWN_FORMAT, "method": config.name, "settings": settings}
-        files = {_OWN_WEIGHTS: _copies(trainable_parameters(model))}
+        files = {_OWN_WEIGHTS: _copies(learnt(model))}
     else:
         header_name, header, files = _PEFT_HEADER, row.header(model, config), _peft_files(row, model)
     return _write(Path(folder), header_name, header, files)
@@ -60,15 +71,41 @@ def save(model: nn.Module, folder: str | Path) -> Path:
 
 def _peft_files(row: Format, model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
     """File name → tensors."""
-    refuse_tied_weights(model)
+    refuse_what_peft_unties(model, "ensure_weight_tying" in row.by_code)
     config: Any = model.tuning
     head = with_peft_s_head(model, find_head(model, config.head))
-    files = {_PEFT_WEIGHTS: row.to_peft(_copies(trainable_parameters(model) | head), model)}
+    twins = {name: model.get_parameter(name) for others in tied_names(model).values() for name in others}
+    files = {_PEFT_WEIGHTS: row.to_peft(_copies(learnt(model) | head | twins), model)}
     extra = row.extra_tensors(model)
     return files | ({row.extra_file: extra} if row.extra_file is not None and extra else {})
 
 
-def _copies(parameters: dict[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+def learnt(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The trained parameters, and what the trained modules have counted beside them: the means of a BatchNorm."""
+    config: Any = model.tuning
+    trained = trainable_parameters(model)
+    own = {id(parameter) for parameter in trained.values()}
+    head = {part for name in find_head(model, config.head) for part in _submodule(model, name).modules()}
+    counted = {
+        f"{name}.{key}": buffer
+        for name, module in model.named_modules()
+        if module in head or any(id(p) in own for p in module.parameters(recurse=False))
+        if not isinstance(module, AdaptedLayer)
+        for key, buffer in module.named_buffers(recurse=False)
+        if key not in module._non_persistent_buffers_set
+    }
+    return {**trained, **counted}
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    """The module of that name; one without parts where a method has wrapped what it stands in."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        return nn.Module()
+
+
+def _copies(parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Contiguous clones: safetensors refuses tensors that share memory."""
     return {name: p.detach().cpu().clone().contiguous() for name, p in parameters.items()}
 
@@ -126,19 +163,24 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
             tensors = _read_tensors(path / _OWN_WEIGHTS)
         else:
             raise CheckpointError(f"{path} holds neither {_PEFT_HEADER} nor {_OWN_HEADER}, so it is no checkpoint")
+        # A header of ours names no head where it was that of the build, whatever this model's own checkpoint lacked.
+        build = head_by_build(model) if config.head is None else None
+        named = config if build is None else replace(config, head=build)
         # Tried on a copy without memory, so that the model stays as it is if anything does not fit.
-        rehearsal = inject(without_memory(model), config)
+        rehearsal = inject(without_memory(model), named)
         if row is not None:
-            refuse_tied_weights(rehearsal)
-        _check_fits({name: p.shape for name, p in trainable_parameters(rehearsal).items()}, tensors)
-        inject(model, config)
+            tensors = without_twins(rehearsal, tensors)
+        _check_fits({name: tensor.shape for name, tensor in learnt(rehearsal).items()}, tensors)
+        inject(model, named)
     except MethodError as error:
         raise CheckpointError(f"the checkpoint in {path} cannot be loaded into this model: {error}") from error
     with torch.no_grad():
-        for name, parameter in trainable_parameters(model).items():
-            parameter.copy_(tensors[name])
+        for name, tensor in learnt(model).items():
+            tensor.copy_(tensors[name])
         if row is not None:
             row.load_frozen(model, stored)
+    if build is not None:
+        model.tuning, model.new_modules = config, build  # type: ignore[assignment]
     return model
 
 
@@ -147,7 +189,10 @@ def without_memory(model: nn.Module) -> nn.Module:
 
     def empty(weight: torch.Tensor) -> torch.Tensor:
         meta = weight.detach().to("meta")
-        return nn.Parameter(meta, weight.requires_grad) if isinstance(weight, nn.Parameter) else meta
+        if isinstance(weight, nn.Parameter):
+            meta = nn.Parameter(meta, weight.requires_grad)
+            vars(meta).update(vars(weight))  # whether the pretrained checkpoint has brought it
+        return meta
 
     return deepcopy(model, {id(weight): empty(weight) for weight in (*model.parameters(), *model.buffers())})
 
@@ -193,7 +238,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _own_config(header: dict[str, Any]) -> MethodConfig:
-    method = OWN_METHODS.get(str(header.get("method")))
+    method = EVERY_METHOD.get(str(header.get("method")))
     settings = header.get("settings")
     if header.get("format") != _OWN_FORMAT:
         raise CheckpointError(
@@ -202,7 +247,7 @@ def _own_config(header: dict[str, Any]) -> MethodConfig:
     if not isinstance(settings, dict):
         raise CheckpointError(f"{_OWN_HEADER} should hold the method's settings by name, got {settings!r}")
     if method is None:
-        raise CheckpointError(f"unknown method {header.get('method')!r}; expected one of {', '.join(OWN_METHODS)}")
+        raise CheckpointError(f"unknown method {header.get('method')!r}; expected one of {', '.join(EVERY_METHOD)}")
     unknown = set(settings) - {f.name for f in fields(method)}
     if unknown:
         raise CheckpointError(f"unknown settings for {method.name}: {', '.join(sorted(unknown))}")

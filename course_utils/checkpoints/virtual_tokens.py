@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from course_utils.checkpoints.formats import CheckpointError, Format, Header, Tensors
+from course_utils.checkpoints.errors import CheckpointError
+from course_utils.checkpoints.formats import Format, Header, Tensors
 from course_utils.methods import MethodConfig
 from course_utils.methods.p_tuning import PromptEncoder, PTuningConfig
 from course_utils.methods.prefix import PrefixEncoder
@@ -20,6 +21,7 @@ from course_utils.methods.prefix_body import prefix_shape
 from course_utils.methods.prompt_body import pools_first_token
 from course_utils.methods.prompts import PromptTuningConfig
 from course_utils.methods.targets import find_body
+from course_utils.methods.virtual_tokens import word_embeddings
 
 #: What peft puts before the name of a module of the model, for methods that wrap no layer.
 _PREFIX = "base_model."
@@ -111,9 +113,15 @@ class PromptFormat(VirtualTokensFormat):
     part = "prompt"
 
     def header(self, model: nn.Module, config: Any) -> dict[str, Any]:
-        """peft's names, and `pool` where ours differs from peft."""
+        """peft's names, the sizes of the model, and `pool` where ours differs from peft."""
+        text = find_body(model)[1].config.get_text_config()  # type: ignore[union-attr, operator]
+        sizes = {
+            "token_dim": word_embeddings(find_body(model)[1].base).embedding_dim,  # type: ignore[arg-type]
+            "num_layers": getattr(text, "num_hidden_layers", 1),  # this and the heads count only for prefixes
+            "num_attention_heads": getattr(text, "num_attention_heads", 1),
+        }
         pool = {"pool": config.pool} if pools_first_token(model) and config.pool != "peft" else {}
-        return super().header(model, config) | pool
+        return super().header(model, config) | sizes | pool
 
     def read(self, header: Header, model: nn.Module) -> dict[str, Any]:
         """Our settings; a header without `pool` is peft's own."""

@@ -21,7 +21,7 @@ from torch import nn
 
 from course_utils.methods.errors import MethodError, refuse_foreign_weights
 from course_utils.methods.targets import find_head
-from course_utils.methods.trial import module_tree, refuse_without_effect, restore_tree
+from course_utils.methods.trial import Bare, refuse_without_effect
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class MethodConfig(ABC):
     @abstractmethod
     def apply(self, model: nn.Module) -> None:
         """Change `model` in place, or raise and change nothing. All its parameters are frozen when this is called."""
+
+    def find_head(self, model: nn.Module) -> tuple[str, ...]:
+        """The names of the modules that are trained beside the method, see `targets.find_head`."""
+        return find_head(model, self.head)
 
     # Five things that a method may ask of the training loop; most ask nothing.
 
@@ -124,29 +128,38 @@ def inject(model: nn.Module, config: MethodConfig, *, seed: int = 0) -> nn.Modul
     present: MethodConfig | None = getattr(model, "tuning", None)
     if present is not None:
         raise MethodError(f"the model already carries {present.name}; merge it first, or load the model afresh")
-    head = find_head(model, config.head)
-    pretrained = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    bare = module_tree(model)
-    model.requires_grad_(False)
+    head = config.find_head(model)
+    bare, recorded = Bare(model), hasattr(model, "new_modules")
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            torch.manual_seed(seed)
-            config.apply(model)
-            for wrapper in (module for module in model.modules() if isinstance(module, AdaptedLayer)):
-                wrapper.train(wrapper.base.training)  # a new module is in training mode, whatever mode the model is in
-            new = [parameter for name in head for parameter in model.get_submodule(name).parameters()]
-            for parameter in new:
-                parameter.requires_grad_(True)
-            refuse_without_effect(model, config.name, pretrained.keys() - set(new), bare)
+        unread = _put_in(model, config, head, seed, bare)
+        if unread:  # as if `head` had named the rest
+            bare.restore()
+            head = tuple(name for name in head if not unread.issuperset(model.get_submodule(name).parameters()))
+            model.new_modules = head  # type: ignore[assignment]
+            _put_in(model, config, head, seed, bare)
     except Exception:
-        restore_tree(bare)
-        for parameter, trainable in pretrained.items():
-            parameter.requires_grad_(trainable)
+        bare.restore()
+        if not recorded:
+            vars(model).pop("new_modules", None)
         raise
     if config.head is None:
         model.new_modules = head  # type: ignore[assignment]
     model.tuning = config  # type: ignore[assignment]
     return model
+
+
+def _put_in(model: nn.Module, config: MethodConfig, head: tuple[str, ...], seed: int, bare: Bare) -> set[nn.Parameter]:
+    """Freeze, insert, unfreeze the head, try; the part of the head that nobody has named and that reaches nothing."""
+    new = {parameter for name in head for parameter in model.get_submodule(name).parameters()}  # before it is wrapped
+    model.requires_grad_(False)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        config.apply(model)
+    for wrapper in (module for module in model.modules() if isinstance(module, AdaptedLayer)):
+        wrapper.train(wrapper.base.training)  # a new module is in training mode, whatever mode the model is in
+    for parameter in new:
+        parameter.requires_grad_(True)
+    return refuse_without_effect(model, config.name, bare, new, named=config.head is not None)
 
 
 def trainable_dtype(weight: torch.Tensor) -> torch.dtype:

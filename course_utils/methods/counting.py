@@ -42,11 +42,12 @@ def count_parameters(model: nn.Module) -> ParameterCount:
     A layer that stores its weight in another form, such as several in one byte, says in `packed_parameters` how many
     numbers that is.
     """
-    head = find_head(model)
+    head = tuple(f"{name}." for name in find_head(model))
     trained = trainable_parameters(model)
+    of_head = [p for n, p in trained.items() if n.startswith(head) or n.replace(".base.", ".").startswith(head)]
     return ParameterCount(
         trainable=_total(trained.values()),
-        head=_total(p for name, p in trained.items() if name.startswith(tuple(h + "." for h in head))),
+        head=_total(of_head),
         total=_total(model.parameters()) + sum(getattr(module, "packed_parameters", 0) for module in model.modules()),
     )
 

@@ -4,9 +4,11 @@ Two things are asked, and what either names belongs to the head:
 
 * the build: in a class with a task, such as `BertForSequenceClassification`, the modules outside the body are new
   (DistilBERT's `pre_classifier` and `classifier`, DeBERTa's `pooler`, BART's `classification_head`, `qa_outputs`). A
-  language model's output layer is as old as its body and no head;
+  language model's output layer is as old as its body and no head. In a class of one's own it is all that stands beside
+  the models of transformers;
 * the loading: what the checkpoint lacked has been drawn at random, wherever it stands. BERT's pooler is a part of the
-  body, and new if the checkpoint comes from a masked language model.
+  body, and new if the checkpoint comes from a masked language model. A copy of the model no longer shows this; so
+  `load_classifier` writes the names into the model, and a copy of another is refused until `head` names them.
 """
 
 from __future__ import annotations
@@ -36,8 +38,7 @@ def default_head(model: nn.Module) -> tuple[str, ...]:
     if recorded is not None:
         return recorded
     outside = head_by_build(model)
-    if not isinstance(model, transformers.PreTrainedModel):
-        return outside or ()
+    _refuse_copies(model)
     if outside is None and not _is_loaded(model):
         children = ", ".join(name for name, _ in model.named_children())
         raise TargetError(
@@ -53,9 +54,11 @@ def default_head(model: nn.Module) -> tuple[str, ...]:
 
 def head_by_build(model: nn.Module) -> tuple[str, ...] | None:
     """The modules beside the body; () for a body alone and for a language model, None if no body can be told."""
-    if not isinstance(model, transformers.PreTrainedModel):
-        return tuple(name for name in HEAD_NAMES if isinstance(getattr(model, name, None), nn.Module))
     name = type(model).__name__
+    if not isinstance(model, transformers.PreTrainedModel) or not type(model).__module__.startswith("transformers."):
+        beside = tuple(_beside_the_bodies(model))
+        if beside or not isinstance(model, transformers.PreTrainedModel):
+            return beside or tuple(name for name in HEAD_NAMES if isinstance(getattr(model, name, None), nn.Module))
     if not re.search("For[A-Z]", name) or name.endswith(_PRETRAINED) or model.get_output_embeddings() is not None:
         return ()
     children = dict(model.named_children())
@@ -63,7 +66,7 @@ def head_by_build(model: nn.Module) -> tuple[str, ...] | None:
     bodies = (
         [body] if body is not None else [c for c in children.values() if isinstance(c, transformers.PreTrainedModel)]
     )
-    words = _word_embeddings(model)
+    words = table_of_words(model)
     outside = tuple(
         name
         for name, child in children.items()
@@ -74,10 +77,37 @@ def head_by_build(model: nn.Module) -> tuple[str, ...] | None:
     return outside if bodies and outside else None
 
 
-def _word_embeddings(model: transformers.PreTrainedModel) -> nn.Module | None:
+def _beside_the_bodies(model: nn.Module, path: str = "") -> Iterator[str]:
+    """The modules with parameters in a class of one's own that stand beside the models of transformers in it.
+
+    Raises:
+        TargetError: the class has a parameter beside a model of transformers that is in no module.
+    """
+    bodies = [module for module in model.modules() if isinstance(module, transformers.PreTrainedModel)]
+    if not [body for body in bodies if body is not model]:
+        return
+    own = [name for name, _ in model.named_parameters(recurse=False)]
+    if own:
+        raise TargetError(
+            f"{own[0]} is a parameter of {type(model).__name__} itself, beside a pretrained model, and would stay as "
+            "it is. Put it into a module of its own, or say what to train: head=('classifier',), or head=() for none"
+        )
+    for name, child in model.named_children():
+        if isinstance(child, transformers.PreTrainedModel):
+            continue
+        if any(isinstance(module, transformers.PreTrainedModel) for module in child.modules()):
+            yield from _beside_the_bodies(child, f"{path}{name}.")
+        elif any(True for _ in child.parameters()):
+            yield path + name
+
+
+def table_of_words(model: nn.Module) -> nn.Module | None:
+    """What turns tokens into vectors, or None: the model is none of transformers, reads none, or does not tell."""
+    if not isinstance(model, transformers.PreTrainedModel):
+        return None
     try:
         return model.get_input_embeddings()
-    except NotImplementedError:  # it reads no words
+    except NotImplementedError:
         return None
 
 
@@ -90,11 +120,30 @@ def _is_loaded(model: nn.Module) -> bool:
     return any(hasattr(parameter, _MARK) for parameter in model.parameters())
 
 
-def _lacking_in_the_checkpoint(model: transformers.PreTrainedModel) -> Iterator[str]:
+def _refuse_copies(model: nn.Module) -> None:
+    """Raise `TargetError` for a model that came from a checkpoint and does not show what that has brought.
+
+    `from_pretrained` leaves a second mark in the model itself. `copy.deepcopy` copies this one and loses the others.
+    """
+    for part in model.modules():
+        if (
+            isinstance(part, transformers.PreTrainedModel)
+            and "_weight_conversions" in vars(part)
+            and not _is_loaded(part)
+        ):
+            raise TargetError(
+                f"{type(part).__name__} was copied after it was loaded (copy.deepcopy), or its checkpoint has brought "
+                "nothing, so it cannot be seen which parameters are new. Inject into the loaded model, or name the "
+                "modules to train: head=('classifier',), or head=() for none"
+            )
+
+
+def _lacking_in_the_checkpoint(model: nn.Module) -> Iterator[str]:
     """The dotted names of the modules with parameters of their own that the checkpoint has not brought."""
     if not _is_loaded(model):
         return
-    computed = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or ()]  # such as sinusoids
+    models = [module for module in model.modules() if isinstance(module, transformers.PreTrainedModel)]
+    computed = [re.compile(key) for one in models for key in one._keys_to_ignore_on_load_missing or ()]  # as sinusoids
     for name, module in model.named_modules():
         own = [
             f"{name}.{key}".lstrip(".") for key, p in module.named_parameters(recurse=False) if not hasattr(p, _MARK)

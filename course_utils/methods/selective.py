@@ -15,7 +15,7 @@ from torch import nn
 
 from course_utils.methods.architectures import ARCHITECTURES, architecture_of, model_type
 from course_utils.methods.base import MethodConfig
-from course_utils.methods.errors import MethodError, check_whole_number, refuse_packed_weights
+from course_utils.methods.errors import MethodError, TargetError, check_whole_number, refuse_packed_weights
 from course_utils.methods.targets import find_head
 
 
@@ -24,6 +24,15 @@ class FullConfig(MethodConfig):
     """Full fine-tuning: every parameter is trained."""
 
     name: ClassVar[str] = "full fine-tuning"
+
+    def find_head(self, model: nn.Module) -> tuple[str, ...]:
+        """The head, or none where it cannot be told from the body: all is trained anyway."""
+        try:
+            return super().find_head(model)
+        except TargetError:
+            if self.head is not None:
+                raise
+            return ()
 
     def apply(self, model: nn.Module) -> None:
         """Unfreeze everything."""

@@ -21,25 +21,33 @@ from torch import nn
 
 from course_utils.methods.errors import MethodError
 
-Tree = list[tuple[nn.Module, dict[str, nn.Module | None]]]
-
 # Fields of an output that lead around the result: a parameter that reaches only them has no part in it.
 _ASIDE = ("hidden_states", "attentions", "past_key_values", "cache", "mems", "encoder_", "router_", "loss")
 
 
-def module_tree(model: nn.Module) -> Tree:
-    """Each module and its children: what `restore_tree` puts back."""
-    return [(module, dict(module._modules)) for module in model.modules()]
+class Bare:
+    """A model as it was before a method came: its modules, its parameters and which of them were trained."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = [(module, dict(module._modules)) for module in model.modules()]
+        self.trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
+
+    def restore_modules(self) -> None:
+        """Put the modules where they were, whatever has been wrapped or replaced since."""
+        for module, children in self.modules:
+            module._modules.clear()
+            module._modules.update(children)
+
+    def restore(self) -> None:
+        """Put the modules where they were, and train what was trained."""
+        self.restore_modules()
+        for parameter, trained in self.trained.items():
+            parameter.requires_grad_(trained)
 
 
-def restore_tree(tree: Tree) -> None:
-    """Put the modules of a model where they were, whatever has been wrapped or replaced since."""
-    for module, children in tree:
-        module._modules.clear()
-        module._modules.update(children)
-
-
-def refuse_without_effect(model: nn.Module, method: str, old: Collection[nn.Parameter], bare: Tree) -> None:
+def refuse_without_effect(
+    model: nn.Module, method: str, bare: Bare, head: set[nn.Parameter], *, named: bool
+) -> set[nn.Parameter]:
     """Raise `MethodError` if something that is new and trained, in the method or in the head, reaches no output.
 
     Models that read no token ids, have no memory (meta) or do not take a single token are let through unseen.
@@ -47,35 +55,47 @@ def refuse_without_effect(model: nn.Module, method: str, old: Collection[nn.Para
     Args:
         model: with the method, the trained parameters unfrozen. Modes, buffers and gradients stay as they are.
         method: how it is called.
-        old: the pretrained parameters. Of those that are trained, one must reach the output; of the others, all.
-        bare: the model's modules before the method came.
+        bare: the model before. Of the pretrained parameters that are trained, one must reach the output; of the
+            others, all.
+        head: the parameters of the head.
+        named: somebody has named the head. Otherwise a part of it may reach nothing: BERT's new pooler under a head
+            of one's own that reads another token.
+
+    Returns:
+        That part; empty where it is all of the head.
     """
     inputs = one_token(model)
     if inputs is None:
-        return
+        return set()
+    called: set[nn.Module] = set()
     try:
-        outputs = list(_results(_run(model, inputs)))
+        output = _run(model, inputs, called)
     except MethodError:
         raise
     except Exception as error:
         if not _runs_without_the_method(model, inputs, bare):
-            return
+            return set()
         raise MethodError(
             f"{type(model).__name__} computes a token without {method} and fails with it: {type(error).__name__}: "
             f"{error}. Choose other layers (targets), or another method"
         ) from error
-    reached = _leaves(outputs)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    own = {name for name, p in trained.items() if p in old}
-    lost = _unreached({name: p for name, p in trained.items() if name not in own}, reached)
+    reached = _leaves(_results(output))
+    read = head & _leaves(_tensors(output))
+    unread = set() if named or not read else head - read
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad and p not in unread}
+    own = {name for name, p in trained.items() if p in bare.trained and p not in head}
+    seen = reached if named else reached | read
+    lost = _unreached({name: p for name, p in trained.items() if name not in own}, seen)
     if own and not any(trained[name] in reached for name in own):
         lost += sorted(own)
+    lost = [name for name in lost if not name.startswith(_towers(model, called, bare))]
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise MethodError(
             f"{method} would train {', '.join(lost[:3])}{more}, which {type(model).__name__} passes by: it has no part "
             "in the output. Leave it out of the targets or of the head, or use another method"
         )
+    return unread
 
 
 def one_token(model: nn.Module) -> dict[str, torch.Tensor] | None:
@@ -96,26 +116,41 @@ def one_token(model: nn.Module) -> dict[str, torch.Tensor] | None:
     return inputs
 
 
-def _run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
+def _run(model: nn.Module, inputs: Mapping[str, torch.Tensor], called: set[nn.Module] | None = None) -> Any:
     """The output, with its graph, in evaluation mode: no dropout, no skipped layers, no new running means."""
     modes = [(module, module.training) for module in model.modules()]
+    seen = set[nn.Module]() if called is None else called
+    hooks = [module.register_forward_pre_hook(lambda one, _: seen.add(one)) for module, _ in modes]
     try:
         with torch.enable_grad():
             return model.eval()(**inputs)
     finally:
+        for hook in hooks:
+            hook.remove()
         for module, training in modes:
             module.training = training
 
 
-def _runs_without_the_method(model: nn.Module, inputs: Mapping[str, torch.Tensor], bare: Tree) -> bool:
-    tuned = module_tree(model)
-    restore_tree(bare)
+def _towers(model: nn.Module, called: set[nn.Module], bare: Bare) -> tuple[str, ...]:
+    """The parts for images and sounds of a model that reads them beside text: a token does not pass through them."""
+    inputs = inspect.signature(model.forward).parameters
+    if not any(name.startswith(("pixel_", "input_features", "input_values", "audio_")) for name in inputs):
+        return ()
+    parts = {module for module, children in bare.modules if children}  # a wrapper that nothing calls is none of these
+    return tuple(
+        f"{n}." for n, module in model.named_modules() if module in parts and not called & set(module.modules())
+    )
+
+
+def _runs_without_the_method(model: nn.Module, inputs: Mapping[str, torch.Tensor], bare: Bare) -> bool:
+    tuned = Bare(model)
+    bare.restore_modules()
     try:
         _run(model, inputs)
     except Exception:
         return False
     finally:
-        restore_tree(tuned)
+        tuned.restore_modules()
     return True
 
 
@@ -124,12 +159,20 @@ def _results(output: Any) -> Iterator[torch.Tensor]:
     if isinstance(output, torch.Tensor):
         yield output
     elif isinstance(output, Mapping):
-        names = ["logits"] if "logits" in output else [n for n in output if not any(part in n for part in _ASIDE)]
-        for name in names:
+        logits = [name for name in output if "logits" in name]  # a model of two heads has two
+        for name in logits or [name for name in output if not any(part in name for part in _ASIDE)]:
             yield from _results(output[name])
     elif isinstance(output, list | tuple):
         for part in output:
             yield from _results(part)
+
+
+def _tensors(output: Any) -> Iterator[torch.Tensor]:
+    """All tensors of an output."""
+    if isinstance(output, torch.Tensor):
+        yield output
+    for part in output.values() if isinstance(output, Mapping) else output if isinstance(output, list | tuple) else ():
+        yield from _tensors(part)
 
 
 def _leaves(outputs: Iterable[torch.Tensor]) -> set[torch.Tensor]:

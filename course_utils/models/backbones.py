@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -26,6 +27,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils import logging as transformers_logging
 
 from course_utils.errors import CourseError
+from course_utils.methods.errors import TargetError
+from course_utils.methods.targets import find_head
 from course_utils.models.assets import ASSETS, AssetError, fetch
 
 if TYPE_CHECKING:
@@ -106,6 +109,8 @@ def load_classifier(
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
+    with suppress(TargetError):  # of a part that is half new `inject` says more
+        model.new_modules = find_head(model)  # a copy of the model no longer shows what the checkpoint lacked
     return model.train(), tokenizer
 
 
