@@ -18,6 +18,7 @@ from course_utils.errors import CourseError
 from course_utils.methods import MethodConfig
 from course_utils.methods.base import AdaptedLayer
 from course_utils.methods.targets import find_head
+from course_utils.methods.virtual_tokens import is_encoder_decoder
 
 Header = Mapping[str, Any]
 Tensors = Mapping[str, torch.Tensor]
@@ -107,7 +108,6 @@ class Format:
 
     def header(self, model: nn.Module, config: Any) -> dict[str, Any]:
         """peft's settings, each adapted layer by its full name, so that peft's endings match nothing else."""
-        model_class = type(model).__name__
         header = {setting.peft: setting.write(getattr(config, ours)) for ours, setting in self.settings.items()}
         if self.layer is not None:
             wrapped = self.layers(model)
@@ -121,7 +121,7 @@ class Format:
             "base_model_name_or_path": getattr(getattr(model, "config", None), "name_or_path", None) or None,
             "inference_mode": True,
             "modules_to_save": list(find_head(model, config.head)) or None,
-            "task_type": next((task for end, task in _TASKS.items() if model_class.endswith(end)), None),
+            "task_type": _task_type(model),
         }
 
     def config(self, header: Header, model: nn.Module) -> MethodConfig:
@@ -248,6 +248,12 @@ def refuse_tied_weights(model: nn.Module) -> None:
                 "leaves the other as it was, so the checkpoint would mean two things. Leave the module out of the "
                 "head (`head` here, `modules_to_save` in peft)"
             )
+
+
+def _task_type(model: nn.Module) -> str | None:
+    if is_encoder_decoder(model) and model.get_output_embeddings() is not None:  # type: ignore[operator]
+        return "SEQ_2_SEQ_LM"
+    return next((task for end, task in _TASKS.items() if type(model).__name__.endswith(end)), None)
 
 
 def _look_up(header: Header, setting: Setting) -> Any:

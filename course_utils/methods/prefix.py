@@ -29,9 +29,8 @@ from torch import nn
 
 from course_utils.methods.base import trainable_dtype
 from course_utils.methods.errors import MethodError, check_share, check_whole_number
-from course_utils.methods.prefix_body import PrefixBody, PrefixTable, check_prefix, prefix_shape
-from course_utils.methods.targets import find_body
-from course_utils.methods.virtual_tokens import word_embeddings
+from course_utils.methods.prefix_body import PrefixBody, PrefixDecoder, PrefixTable, check_prefix, prefix_shape
+from course_utils.methods.virtual_tokens import find_stack, is_encoder_decoder, word_embeddings
 from course_utils.methods.wrapping import WrappingConfig
 
 INITIALISATIONS = ("normal", "zero")
@@ -64,14 +63,15 @@ class PrefixTuningConfig(WrappingConfig):
                 raise MethodError("mid_dim is the width of the network, which is off; set reparameterize=True with it")
 
     def wrappers(self, model: nn.Module) -> dict[str, PrefixBody]:
-        """The body of the model in a `PrefixBody`."""
-        name, body = find_body(model)
+        """The body of the model in a `PrefixBody`, or the decoder in a `PrefixDecoder`."""
+        name, body = find_stack(model, "decoder")
         check_prefix(body, self.virtual_tokens)
-        layers, heads, head_size = prefix_shape(body.config)  # type: ignore[arg-type]  # nn.Module does not know it
+        layers, heads, head_size = prefix_shape(body.config)
         encoder = PrefixEncoder(self, 2 * layers * heads * head_size, heads * head_size)
         words = word_embeddings(body)
         encoder.to(words.weight.device, trainable_dtype(words.weight))
-        return {name: PrefixBody(body, encoder, self.dropout_of_prefix())}
+        wrapper = PrefixDecoder if is_encoder_decoder(model) else PrefixBody
+        return {name: wrapper(body, encoder, self.dropout_of_prefix())}
 
     def dropout_of_prefix(self) -> float:
         """Share of the numbers of the prefix that are set to zero while training."""

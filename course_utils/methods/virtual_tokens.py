@@ -2,6 +2,9 @@
 
 Prompt tuning and P-Tuning put k vectors before the token embeddings; prefix tuning puts k keys and values into every
 layer. Both wrap the transformer below the head, so that the head, the labels and the loss never see the k positions.
+
+A model that translates or summarises (T5, BART) is an encoder and a decoder. As in peft, k vectors then stand before
+the text that the encoder reads, and k keys and values in the decoder's attention to what it has written.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from torch import nn
 
 from course_utils.methods.base import AdaptedLayer
 from course_utils.methods.errors import MethodError
+from course_utils.methods.targets import find_body
 
 
 class AdaptedBody(AdaptedLayer):
@@ -83,14 +87,50 @@ def cached_positions(cache: transformers.Cache | None) -> int:
     return int(cache.get_seq_length())
 
 
+def behind_padding(extended: torch.Tensor, attention_mask: torch.Tensor, k: int) -> torch.Tensor:
+    """Move the first k positions of each row behind its padding on the left.
+
+    Where layers see a window of the last positions only, padding between the k and the text would push them out of it.
+
+    Args:
+        extended: (batch, k + tokens, ...), in each row the k positions first.
+        attention_mask: of the text alone, (batch, tokens); the width of `extended` is what counts.
+        k: how many positions move.
+    """
+    padding = (attention_mask.cumsum(1) == 0).sum(1, keepdim=True)
+    place = torch.arange(extended.shape[1], device=extended.device)
+    source = torch.where(place < padding, place + k, torch.where(place < padding + k, place - padding, place))
+    rows = torch.arange(len(extended), device=extended.device)[:, None]
+    return extended[rows, source]
+
+
+def window(config: Any) -> int | None:
+    """The smallest number of positions that a layer looks back on; None if every layer sees all of them."""
+    kinds = {*(getattr(config, "layer_types", None) or ()), *(getattr(config, "attention_layers", None) or ())}
+    widths = {
+        "sliding_attention": getattr(config, "sliding_window", None),
+        "chunked_attention": getattr(config, "attention_chunk_size", None),
+        "local": getattr(config, "window_size", None),
+    }
+    if not kinds:
+        return widths["sliding_attention"]
+    return min((width for kind, width in widths.items() if kind in kinds and width), default=None)
+
+
 def position_range(body: nn.Module) -> range | None:
     """The positions that the body has an embedding for; None for rotary positions, which need no table."""
     rows = getattr(body.config, "max_position_embeddings", None)
     words = word_embeddings(body)
-    for module in body.modules():
-        if isinstance(module, nn.Embedding) and module.num_embeddings == rows and module is not words:
+    for name, module in body.named_modules():
+        # BART's table has two rows more, and it adds two to each position itself. DeBERTa's `rel_embeddings` are for
+        # distances, of which a long text has no more than a short one.
+        offset = getattr(module, "offset", 0)
+        if not isinstance(module, nn.Embedding) or module is words or name.endswith("rel_embeddings"):
+            continue
+        if isinstance(offset, int) and module.num_embeddings - offset == rows:
             # RoBERTa counts from the row after that of its padding token.
-            return range(0 if module.padding_idx is None else module.padding_idx + 1, module.num_embeddings)
+            first = 0 if offset or module.padding_idx is None else module.padding_idx + 1
+            return range(first, module.num_embeddings - offset)
     return None
 
 
@@ -107,12 +147,43 @@ def word_embeddings(body: nn.Module) -> nn.Embedding:
     """The table of the tokens' embeddings.
 
     Raises:
-        MethodError: the model reads no tokens, or has an encoder and a decoder.
+        MethodError: the model reads no tokens.
     """
-    words = body.get_input_embeddings() if isinstance(body, transformers.PreTrainedModel) else None
-    if not isinstance(words, nn.Embedding) or getattr(body.config, "is_encoder_decoder", False):
-        raise MethodError(
-            f"virtual tokens stand before the tokens of one text, and {type(body).__name__} is no plain encoder or "
-            "decoder of text. Use a model such as BERT, RoBERTa, GPT-2 or Llama"
-        )
+    try:
+        words = body.get_input_embeddings() if isinstance(body, transformers.PreTrainedModel) else None
+    except NotImplementedError:  # it reads pictures or sounds
+        words = None
+    if not isinstance(words, nn.Embedding):
+        raise _no_plain_text(body)
     return words
+
+
+def find_stack(model: nn.Module, part: str) -> tuple[str, nn.Module]:
+    """The name and the module of what virtual tokens go into: the body, or one part of an encoder-decoder.
+
+    Args:
+        model: with or without the method.
+        part: "encoder" or "decoder", which of the two it is in an encoder-decoder.
+
+    Raises:
+        MethodError: the model has no body below a head, or it is an encoder-decoder that writes no text.
+    """
+    if not is_encoder_decoder(model):
+        return find_body(model)
+    if model.get_output_embeddings() is None:  # type: ignore[operator]
+        raise _no_plain_text(model)
+    stack = getattr(model, f"get_{part}")()
+    return next(name for name, module in model.named_modules() if module is stack), stack
+
+
+def is_encoder_decoder(model: nn.Module) -> bool:
+    """Whether a model of transformers reads a text and writes another one."""
+    return isinstance(model, transformers.PreTrainedModel) and bool(getattr(model.config, "is_encoder_decoder", False))
+
+
+def _no_plain_text(model: nn.Module) -> MethodError:
+    return MethodError(
+        f"virtual tokens stand before the tokens of one text, and {type(model).__name__} is no plain encoder or "
+        "decoder of text, and no encoder-decoder that writes text. Use a model such as BERT, RoBERTa, GPT-2 or Llama, "
+        "or T5 with AutoModelForSeq2SeqLM"
+    )

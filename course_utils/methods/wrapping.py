@@ -56,13 +56,15 @@ class TargetsConfig(WrappingConfig):
 
     Args:
         targets: the matrices to adapt, see `find_targets`; None means query and value.
+        exclude: which of them are left out, in the same words; None means none.
     """
 
     targets: Targets | None = None
+    exclude: Targets | None = None
 
     def wrappers(self, model: nn.Module) -> Mapping[str, AdaptedLayer]:
         """A wrapper for each target."""
-        layers = find_targets(model, self.targets, self.head)
+        layers = find_targets(model, self.targets, self.head, exclude=self.exclude)
         if not layers:
             raise TargetError(
                 f"{type(model).__name__} has no linear layer outside its head, so nothing would be changed"

@@ -1,0 +1,286 @@
+"""What other families of models could do to a method without a word: each is right, or refused in a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from every_architecture import bare, disturb, make_batch, make_tiny, objective, results
+from models import relative
+from torch import nn
+
+from course_utils.checkpoints import CheckpointError, load, save
+from course_utils.methods import (
+    LoRAConfig,
+    MethodConfig,
+    MethodError,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    PTuningConfig,
+    TargetError,
+    VeRAConfig,
+    dequantize,
+    eject,
+    find_targets,
+    inject,
+    merge,
+    quantize,
+    trainable_parameters,
+)
+from course_utils.methods.virtual_tokens import behind_padding, find_stack, position_range, window
+
+LAST = (PromptTuningConfig(virtual_tokens=3), PTuningConfig(virtual_tokens=3), PrefixTuningConfig(virtual_tokens=3))
+ids = pytest.mark.parametrize("config", LAST, ids=lambda config: config.name)
+
+
+def tuned(family: str, config: MethodConfig, task: str = "language model", **settings: Any) -> Any:
+    model = inject(make_tiny(family, task, **settings).double(), config)
+    disturb(model)
+    return model
+
+
+# --- saving and checkpointing ---------------------------------------------------------------------------------------
+
+
+def test_save_pretrained_is_refused_while_it_would_lose_layers(tmp_path: Path) -> None:
+    model = inject(make_tiny("bert"), LoRAConfig())
+    with pytest.raises(MethodError, match=r"draw those layers at random.*merge"):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    expected = results(merge(model), make_batch(model))
+    model.save_pretrained(tmp_path)
+    assert relative(results(type(model).from_pretrained(tmp_path).eval(), make_batch(model)), expected) < 1e-6
+
+    eject(inject(model, LoRAConfig())).save_pretrained(tmp_path)
+    with pytest.raises(MethodError, match="weights in 4 bits"):
+        quantize(model).save_pretrained(tmp_path)  # type: ignore[operator]
+    dequantize(model).save_pretrained(tmp_path)  # type: ignore[operator]
+    assert not model._forward_pre_hooks or len(model._forward_pre_hooks) == 1
+
+
+@pytest.mark.parametrize("family", ["vit", "bert", "llama", "t5"])
+@pytest.mark.parametrize("before", [False, True], ids=["after", "before"])
+def test_re_entrant_checkpointing_loses_no_gradient(family: str, before: bool) -> None:
+    gradients = []
+    for reentrant in (None, True):
+        model = make_tiny(family).double().train()
+        if reentrant and before:
+            model.gradient_checkpointing_enable({"use_reentrant": True})
+        disturb(inject(model, LoRAConfig(targets="all-linear")))
+        if reentrant and not before:
+            model.gradient_checkpointing_enable({"use_reentrant": True})
+        torch.manual_seed(0)  # dropout
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        objective(results(model, make_batch(model))).backward()
+        gradients.append({name: p.grad for name, p in trainable_parameters(model).items()})
+    plain, saving = gradients
+    for name, gradient in plain.items():
+        assert saving[name] is not None, name
+        assert gradient is None or relative(saving[name], gradient) < 1e-6 or gradient.norm() < 1e-12, name
+
+
+def test_a_model_whose_embeddings_nobody_names_is_refused_under_re_entrant_checkpointing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = inject(make_tiny("vit"), LoRAConfig()).train()
+    model.gradient_checkpointing_enable({"use_reentrant": True})
+    monkeypatch.setattr(model, "enable_input_require_grads", lambda: setattr(model, "_require_grads_hooks", []))
+    with pytest.raises(MethodError, match="use_reentrant=True drops the gradients of ViTForImageClassification"):
+        model(**make_batch(model))
+
+
+# --- which layers ---------------------------------------------------------------------------------------------------
+
+
+def test_what_is_excluded_stays_as_it_is() -> None:
+    model = make_tiny("bert")
+    everything = find_targets(model, "all-linear")
+    without = find_targets(model, "all-linear", exclude=("query", "output.dense"))
+    assert set(everything) - set(without) == {n for n in everything if n.endswith(("query", "output.dense"))}
+    assert find_targets(model, "all-linear", exclude=r".*\.(query|dense)").keys() == {
+        name for name in everything if name.endswith(("key", "value"))
+    }
+    with pytest.raises(TargetError, match="exclude names 'quary', and no module of BertForSequenceClassification"):
+        find_targets(model, None, exclude=("quary",))
+    with pytest.raises(TargetError, match="leaves out all that targets"):
+        find_targets(model, ("query",), exclude=("query",))
+    with pytest.raises(TargetError, match="is no regular expression"):
+        find_targets(model, None, exclude="(")
+    with pytest.raises(TargetError, match="exclude must be a tuple of names, a pattern or None, got 3"):
+        find_targets(model, None, exclude=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoRAConfig(targets="all-linear", exclude=("query", "output.dense")),
+        VeRAConfig(rank=8, targets="all-linear", exclude=r".*\.key"),
+    ],
+    ids=lambda config: config.name,
+)
+def test_an_exclusion_goes_to_peft_and_comes_back(config: MethodConfig, tmp_path: Path) -> None:
+    model = inject(make_tiny("bert"), config)
+    disturb(model)
+    batch, folder = make_batch(model), save(model, tmp_path)
+    assert torch.equal(results(load(make_tiny("bert"), folder), batch), results(model, batch))
+    theirs = peft.PeftModel.from_pretrained(make_tiny("bert"), folder).eval()
+    assert relative(results(theirs, batch), results(model, batch)) < 1e-6
+
+
+def test_peft_s_exclusion_is_read(tmp_path: Path) -> None:
+    settings: Any = {"target_modules": "all-linear", "exclude_modules": ["query", "output.dense", "pooler.dense"]}
+    theirs = peft.get_peft_model(make_tiny("bert"), peft.LoraConfig(**settings, task_type="SEQ_CLS")).eval()
+    disturb(theirs)
+    theirs.save_pretrained(str(tmp_path))
+    ours, batch = load(make_tiny("bert"), tmp_path), make_batch(theirs)
+    assert set(ours.tuning.exclude) == set(settings["exclude_modules"])  # type: ignore[union-attr]
+    assert relative(results(ours, batch), results(theirs, batch)) < 1e-6
+
+
+# --- virtual tokens -------------------------------------------------------------------------------------------------
+
+WINDOWED = {"mistral": {"sliding_window": 6}, "gemma2": {"sliding_window": 6}, "gpt_neo": {"window_size": 6}}
+
+
+def test_the_window_of_a_model() -> None:
+    assert [window(make_tiny(family, **settings).config) for family, settings in WINDOWED.items()] == [6, 6, 6]
+    assert [window(make_tiny(family).config) for family in ("bert", "llama", "qwen2")] == [None, None, None]
+
+
+@pytest.mark.parametrize("family", WINDOWED)
+@ids
+def test_a_row_padded_on_the_left_behind_a_window_is_the_row_alone(family: str, config: MethodConfig) -> None:
+    model = tuned(family, config, **WINDOWED[family]).float()  # in float64 a row that sees nothing is NaN there
+    tokens = torch.arange(4, 13)[None]
+    mask = torch.ones_like(tokens)
+    padded = torch.cat((torch.ones(1, 5, dtype=torch.long), tokens), 1)
+    padded_mask = torch.cat((torch.zeros(1, 5, dtype=torch.long), mask), 1)
+    if isinstance(config, PrefixTuningConfig):
+        with pytest.raises(MethodError, match="6 positions at a time, and padding on the left would push the prefix"):
+            model(input_ids=padded, attention_mask=padded_mask)
+        model(input_ids=tokens, attention_mask=mask)
+        return
+    alone = model(input_ids=tokens, attention_mask=mask).logits
+    together = model(input_ids=padded, attention_mask=padded_mask).logits[:, 5:]
+    assert relative(together, alone) < 1e-5
+    settings: Any = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    expected = model.generate(tokens, attention_mask=mask, **settings)[:, -4:]
+    assert torch.equal(model.generate(padded, attention_mask=padded_mask, **settings)[:, -4:], expected)
+
+
+def test_positions_move_behind_the_padding() -> None:
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0]])
+    extended = torch.tensor([[10, 20, 1, 2, 3, 4], [10, 20, 1, 2, 3, 4]])
+    assert behind_padding(extended, mask, 2).tolist() == [[1, 2, 10, 20, 3, 4], [10, 20, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("family", ["gemma", "bart", "bert"])
+def test_a_prompt_of_words_is_what_the_model_reads_for_them(family: str) -> None:
+    """Gemma multiplies each row of its table by √hidden, and BART can."""
+    task = "classifier" if family == "bert" else "language model"
+    settings = {"scale_embedding": True} if family == "bart" else {}
+    model = make_tiny(family, task, **settings)
+    words = model.get_input_embeddings()(torch.tensor([5, 7, 9])).detach()
+    inject(model, PromptTuningConfig(virtual_tokens=3, init="text", initial_tokens=(5, 7, 9)))
+    table = next(p for name, p in trainable_parameters(model).items() if "prompt" in name)
+    assert torch.equal(table, words)
+
+
+def test_the_positions_of_a_model() -> None:
+    for family, expected in {"bart": range(40), "mbart": range(40), "bert": range(40), "t5": None}.items():
+        task = "classifier" if family == "bert" else "language model"
+        assert position_range(find_stack(make_tiny(family, task), "encoder")[1]) == expected
+    distances = make_tiny("deberta-v2", position_buckets=20, position_biased_input=False)  # 40 rows of distances
+    assert position_range(distances.deberta) is None
+    with pytest.raises(MethodError, match="has 40 positions and 3 of them are taken"):
+        tuned("bart", PromptTuningConfig(virtual_tokens=3))(
+            input_ids=torch.full((1, 38), 5), decoder_input_ids=torch.tensor([[2]])
+        )
+
+
+@ids
+def test_a_model_that_passes_by_the_body_is_refused(config: MethodConfig) -> None:
+    with pytest.raises(MethodError, match="OPTForCausalLM passes by"):
+        inject(make_tiny("opt", "language model"), config)
+
+
+# --- encoder and decoder --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+@ids
+def test_an_encoder_decoder_reads_padding_as_nothing(family: str, config: MethodConfig) -> None:
+    model = tuned(family, config)
+    text, answer = torch.arange(4, 10)[None], torch.tensor([[2, 5, 6]])
+    alone = model(input_ids=text, attention_mask=torch.ones_like(text), decoder_input_ids=answer).logits
+    right = torch.cat((text, torch.ones(1, 3, dtype=torch.long)), 1)
+    padded = model(input_ids=right, attention_mask=(right != 1).long(), decoder_input_ids=answer).logits
+    assert relative(padded, alone) < 1e-6
+    if family == "t5":  # its distances are relative: padding on the left is nothing, too
+        left = right.roll(3, 1)
+        padded = model(input_ids=left, attention_mask=(left != 1).long(), decoder_input_ids=answer).logits
+        assert relative(padded, alone) < 1e-6
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+@ids
+def test_generation_is_that_of_the_forward_pass(family: str, config: MethodConfig) -> None:
+    model = tuned(family, config)
+    text = torch.arange(4, 10)[None]
+    settings: Any = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    mask = torch.ones_like(text)
+    written = model.generate(text, attention_mask=mask, **settings)
+    assert torch.equal(model.generate(text, attention_mask=mask, use_cache=False, **settings), written)
+    logits = model(input_ids=text, attention_mask=mask, decoder_input_ids=written[:, :-1]).logits
+    assert torch.equal(logits.argmax(-1), written[:, 1:])
+    assert torch.equal(
+        eject(model).generate(text, attention_mask=mask, **settings),
+        bare(family, "language model").generate(text, attention_mask=mask, **settings),
+    )
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_a_prefix_of_peft_s_for_an_even_number_of_layers_is_read_and_ours_is_refused(
+    family: str, tmp_path: Path
+) -> None:
+    """peft takes layer 2 l mod L of its table for layer l: with L = 2, layer 0 for both."""
+    depth: Any = {"num_hidden_layers": 2, "num_layers": 2, "num_decoder_layers": 2} if family == "t5" else {}
+    depth |= {} if family == "t5" else {"num_hidden_layers": 2, "encoder_layers": 2, "decoder_layers": 2}
+
+    def make() -> Any:
+        return make_tiny(family, "language model", **depth).double()
+
+    settings: Any = {"task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": 3}
+    theirs = peft.get_peft_model(make(), peft.PrefixTuningConfig(**settings)).eval().double()
+    theirs.save_pretrained(str(tmp_path))
+    ours, batch = load(make(), tmp_path), make_batch(theirs)
+    # peft's network draws the table in float32 and computes with it in float64 here.
+    assert relative(results(ours, batch), results(theirs, batch)) < 1e-6
+    again = save(ours, tmp_path / "again")  # both layers have the same, as in peft
+    assert relative(results(peft.PeftModel.from_pretrained(make(), again).eval(), batch), results(ours, batch)) < 1e-6
+    disturb(ours)
+    with pytest.raises(CheckpointError, match=r"peft cannot hold this prefix.*an even number of layers, 2"):
+        save(ours, tmp_path / "other")
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_the_rows_that_peft_never_uses_are_left_out(family: str, tmp_path: Path) -> None:
+    settings: Any = {"task_type": "SEQ_2_SEQ_LM", "num_virtual_tokens": 3}
+    theirs = peft.get_peft_model(bare(family, "language model"), peft.PromptTuningConfig(**settings)).eval().double()
+    assert theirs.prompt_encoder["default"].embedding.weight.shape[0] == 6
+    theirs.save_pretrained(str(tmp_path))
+    ours, batch = load(bare(family, "language model"), tmp_path), make_batch(theirs)
+    assert [tuple(p.shape) for p in trainable_parameters(ours).values()] == [(3, 32)]
+    assert relative(results(ours, batch), results(theirs, batch)) < 1e-6
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+@ids
+def test_a_classifier_of_two_stacks_takes_no_virtual_tokens(family: str, config: MethodConfig) -> None:
+    with pytest.raises(MethodError, match="no plain encoder or decoder of text, and no encoder-decoder that writes"):
+        inject(make_tiny(family, "classifier"), config)
