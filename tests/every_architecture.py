@@ -54,8 +54,10 @@ from course_utils.methods import (
 )
 from course_utils.methods.architectures import ARCHITECTURES
 from course_utils.methods.base import AdaptedLayer
+from course_utils.methods.prefix_body import prefix_shape
 from course_utils.methods.prompt_body import VirtualPromptConfig, pools_first_token
 from course_utils.methods.targets import find_head
+from course_utils.methods.virtual_tokens import find_stack, word_embeddings
 
 # --- tiny models ----------------------------------------------------------------------------------------------------
 
@@ -250,6 +252,10 @@ METHODS: dict[str, Twin] = {
     "parallel adapters": Twin(ParallelAdapterConfig(size=5)),
 }
 _TASK_TYPES = {"SequenceClassification": "SEQ_CLS", "CausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
+GREEDY: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None} | {
+    "return_dict_in_generate": True,
+    "output_logits": True,
+}
 STEPS = 10
 #: Both compute the same in float64, but for what a model does in float32 by itself.
 GATE = 1e-6
@@ -295,12 +301,10 @@ def twin_of(method: str, family: str, model: Any) -> Any:
 
 
 def prefix_sizes(config: MethodConfig, model: Any) -> dict[str, Any]:
-    """What peft cannot see of a model: the keys' heads, where they are not as many or not as wide as it believes."""
+    """What peft does not see of every model: the size of its vectors; the keys' heads, how many they are, how wide."""
     if not isinstance(config, PrefixTuningConfig):
-        return {}
-    from course_utils.methods.prefix_body import prefix_shape
-    from course_utils.methods.virtual_tokens import find_stack
-
+        words = word_embeddings(find_stack(model, "encoder")[1])
+        return {"num_layers": 2, "num_attention_heads": 4, "token_dim": words.embedding_dim}
     layers, heads, size = prefix_shape(find_stack(model, "decoder")[1].config)
     return {"num_layers": layers, "num_attention_heads": heads, "token_dim": heads * size}
 
@@ -315,7 +319,8 @@ def peft_targets(family: str, model: nn.Module, targets: Any) -> Any:
         row.lora_targets if isinstance(row.lora_targets, str) else list(row.lora_targets)
     ):
         return theirs
-    if targets == "all-linear" and not find_head(model):
+    # peft adapts Mixtral's router and experts as well, which are no linear layers; ours says which share it leaves out.
+    if targets == "all-linear" and not find_head(model) and family != "mixtral":
         return targets
     return list(find_targets(model, targets))
 
@@ -350,7 +355,8 @@ def match(ours: nn.Module, theirs: nn.Module) -> dict[str, tuple[nn.Parameter, n
 
 def results(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The logits of the text: peft's have those of the virtual tokens before them."""
-    logits: torch.Tensor = model(**batch).logits
+    state = {"use_cache": False} if model.config.model_type == "rwkv" else {}  # it changes its state in place
+    logits: torch.Tensor = model(**batch, **state).logits
     if logits.ndim == 3 and "decoder_input_ids" not in batch and "pixel_values" not in batch:
         logits = logits[:, -batch["input_ids"].shape[1] :]
     return logits
@@ -448,9 +454,9 @@ def _same_projections(ours: nn.Module, theirs: Any) -> None:
 
 def _same_text(ours: Any, theirs: Any, batch: dict[str, torch.Tensor]) -> None:
     inputs = {name: batch[name][:2, :6] for name in ("input_ids", "attention_mask")}  # two without padding
-    settings: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
-    found, expected = (model.generate(**inputs, **settings) for model in (ours, theirs))
-    assert torch.equal(found[:, -4:], expected[:, -4:]), "other text"
+    found, expected = (model.generate(**inputs, **GREEDY) for model in (ours, theirs))
+    assert torch.equal(found.sequences[:, -4:], expected.sequences[:, -4:]), "other text"
+    close(torch.stack(found.logits), torch.stack(expected.logits), "logits of the text that is written")
 
 
 def _ten_steps(ours: Any, theirs: Any, pairs: dict[str, tuple[nn.Parameter, nn.Parameter]], padded: bool) -> None:

@@ -15,22 +15,34 @@ from typing import Any
 import pytest
 import torch
 from models import ALL_MODELS, CLASSIFIERS, DEVICE, fill_lora, make, make_batch, noise, relative, rounding
-from peft import PEFT_TYPE_TO_CONFIG_MAPPING, IA3Config, LoraConfig, PeftModel, PeftType, TaskType, get_peft_model
+from peft import (
+    PEFT_TYPE_TO_CONFIG_MAPPING,
+    IA3Config as PeftIA3Config,
+    LoraConfig,
+    PeftModel,
+    PeftType,
+    TaskType,
+    get_peft_model,
+)
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import DistilBertConfig, DistilBertForSequenceClassification
+from transformers import DistilBertConfig, DistilBertForMaskedLM, DistilBertForSequenceClassification
 
 from course_utils import methods
 from course_utils.checkpoints import CheckpointError, load, save
 from course_utils.checkpoints.formats import Format
-from course_utils.checkpoints.table import OWN_METHODS, PEFT_FORMATS
+from course_utils.checkpoints.table import EVERY_METHOD, PEFT_FORMATS
 from course_utils.methods import (
+    AdaLoRAConfig,
     BitFitConfig,
+    DoRAConfig,
     FullConfig,
     HeadOnlyConfig,
+    IA3Config,
     LastLayersConfig,
     LoRAConfig,
     MethodConfig,
+    PiSSAConfig,
     PrefixTuningConfig,
     PromptTuningConfig,
     count_parameters,
@@ -242,23 +254,83 @@ def tied(kind: str) -> Any:
     return model
 
 
-@pytest.mark.parametrize("method", [LoRAConfig, PromptTuningConfig, PrefixTuningConfig], ids=lambda method: method.name)
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+@pytest.mark.parametrize("method", [LoRAConfig, DoRAConfig, PiSSAConfig], ids=lambda method: method.name)
 @pytest.mark.parametrize(("kind", "head"), TIED)
-def test_a_tied_weight_in_the_head_is_not_saved_for_peft(
+def test_a_tied_weight_in_the_head_stays_tied_in_peft_and_in_ours(
     kind: str, head: str, method: Callable[..., MethodConfig], tmp_path: Path
 ) -> None:
-    model = inject(tied(kind), method(head=(head,)))
+    model = moved(inject(tied(kind), method(head=(head,))))
+    save(model, tmp_path / "ours")
+    theirs = PeftModel.from_pretrained(tied(kind), str(tmp_path / "ours")).eval()
+    assert relative(logits(theirs, kind), logits(model, kind)) < rounding()
+    again = load(tied(kind), tmp_path / "ours")
+    assert relative(logits(again, kind), logits(model, kind)) < rounding()
+    words, output = again.get_input_embeddings(), again.get_output_embeddings()  # type: ignore[operator]
+    assert words.weight is output.weight
+    theirs.save_pretrained(str(tmp_path / "theirs"))
+    ours, peft_s = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("ours", "theirs"))
+    assert ours.keys() == peft_s.keys()
+    assert all(torch.equal(ours[name], peft_s[name]) for name in ours)
+
+
+@pytest.mark.parametrize("named", [["lm_head"], ["embedding", "lm_head"]], ids=str)
+@pytest.mark.parametrize(("kind", "embedding"), [("gpt2-lm", "wte"), ("llama-lm", "embed_tokens")])
+def test_peft_s_tied_weight_loads_where_peft_keeps_it_tied(
+    kind: str, embedding: str, named: list[str], tmp_path: Path
+) -> None:
+    names = [embedding if name == "embedding" else name for name in named]
+    settings = LoraConfig(modules_to_save=names, task_type=TaskType.CAUSAL_LM, ensure_weight_tying=True)
+    theirs = moved(get_peft_model(tied(kind), settings))
+    theirs.save_pretrained(str(tmp_path))
+    ours = load(tied(kind), tmp_path)
+    assert torch.equal(logits(ours, kind), logits(theirs, kind))
+    assert not torch.equal(logits(ours, kind), logits(tied(kind), kind))
+    with pytest.raises(CheckpointError, match=r"unexpected lm_head\.weight"):  # two weights there, and only one here
+        load(make(kind, tie_word_embeddings=False), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        AdaLoRAConfig(total_steps=9, initial_steps=2, final_steps=2, head=("lm_head",)),
+        IA3Config(head=("lm_head",)),
+        PromptTuningConfig(head=("lm_head",)),
+        PrefixTuningConfig(head=("lm_head",)),
+    ],
+    ids=lambda config: config.name,
+)
+@pytest.mark.parametrize("kind", ["gpt2-lm", "llama-lm"])
+def test_a_tied_weight_is_refused_for_methods_that_peft_does_not_tie(
+    kind: str, config: MethodConfig, tmp_path: Path
+) -> None:
     with pytest.raises(CheckpointError, match=r"is trained and is the same weight as .* \(tied embeddings\)"):
-        save(model, tmp_path / "x")
+        save(inject(tied(kind), config), tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def test_a_tied_output_layer_with_a_bias_is_refused(tmp_path: Path) -> None:
+    """peft would put a layer without a bias there."""
+    config = DistilBertConfig(vocab_size=64, dim=32, n_layers=2, n_heads=4, hidden_dim=48, max_position_embeddings=40)
+    model = inject(DistilBertForMaskedLM(config), LoRAConfig(head=("vocab_projector",)))
+    with pytest.raises(CheckpointError, match="and an output layer without a bias"):
+        save(model, tmp_path / "x")
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
 @pytest.mark.parametrize(("kind", "head"), TIED)
-def test_peft_s_tied_weight_in_the_head_is_not_loaded(kind: str, head: str, tmp_path: Path) -> None:
+def test_peft_s_weight_that_it_has_untied_is_not_loaded(kind: str, head: str, tmp_path: Path) -> None:
     settings = LoraConfig(modules_to_save=[head.split(".")[-1]], task_type=TaskType.CAUSAL_LM)
     moved(get_peft_model(tied(kind), settings)).save_pretrained(str(tmp_path))
     refused(kind, tmp_path, r"is trained and is the same weight as .* \(tied embeddings\)", tied(kind))
+
+
+@pytest.mark.filterwarnings("ignore:You have requested `ensure_weight_tying`")
+def test_peft_s_wish_that_it_did_not_keep_is_not_taken_for_the_deed(tmp_path: Path) -> None:
+    """Of GPT-2's "wte" peft does not see that it is tied, and trains it apart in spite of `ensure_weight_tying`."""
+    settings = LoraConfig(modules_to_save=["wte"], task_type=TaskType.CAUSAL_LM, ensure_weight_tying=True)
+    moved(get_peft_model(tied("gpt2-lm"), settings)).save_pretrained(str(tmp_path))
+    refused("gpt2-lm", tmp_path, "peft trains a copy of one and leaves the other as it was", tied("gpt2-lm"))
 
 
 def test_our_own_format_trains_a_tied_weight(tmp_path: Path) -> None:
@@ -401,7 +473,6 @@ def test_a_model_that_carries_a_method_already(folder: Path) -> None:
         {"layers_to_transform": 0},
         {"layers_to_transform": [1]},
         {"layers_pattern": "layer"},
-        {"ensure_weight_tying": True},
         {"exclude_modules": ["value"]},
         {"target_parameters": ["x"]},
         {"trainable_token_indices": [3]},
@@ -444,20 +515,20 @@ def test_every_method_has_a_format() -> None:
     every = {config for config in configs if issubclass(config, MethodConfig)} - {MethodConfig}
     rows = [row.method for row in PEFT_FORMATS]
     assert len(rows) == len(set(rows))
-    assert set(rows) | set(OWN_METHODS.values()) == every
-    assert not set(rows) & set(OWN_METHODS.values())
+    assert set(EVERY_METHOD.values()) == every
+    assert set(rows) == {type(row.config) for row in methods.METHODS.values() if row.in_peft}
 
 
 #: What ours does not implement, by peft's type. A field that a newer peft adds is in none of the lists.
 _REFUSED_BY_LORA = {
     *("exclude_modules", "layers_to_transform", "layers_pattern", "layer_replication", "target_parameters"),
-    *("alpha_pattern", "trainable_token_indices", "ensure_weight_tying", "megatron_config"),
+    *("alpha_pattern", "trainable_token_indices", "megatron_config"),
     *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "alora_invocation_tokens"),
     *("velora_config", "monteclora_config", "arrow_config", "kasa_config"),
 }
 REFUSED = {
     "LORA": _REFUSED_BY_LORA | {"rank_pattern"},
-    "ADALORA": _REFUSED_BY_LORA,
+    "ADALORA": _REFUSED_BY_LORA | {"ensure_weight_tying"},
     "VERA": {"layers_to_transform", "layers_pattern"},
     "IA3": {"exclude_modules"},
 }
@@ -488,7 +559,7 @@ def test_dora_and_ia3_as_peft_writes_them(tmp_path: Path) -> None:
     dora = get_peft_model(make("bert"), LoraConfig(use_dora=True, task_type=TaskType.SEQ_CLS))
     dora.save_pretrained(str(tmp_path / "dora"))
     assert torch.equal(logits(load(make("bert"), tmp_path / "dora"), "bert"), logits(dora, "bert"))
-    ia3 = get_peft_model(make("bert"), IA3Config(task_type=TaskType.SEQ_CLS))
+    ia3 = get_peft_model(make("bert"), PeftIA3Config(task_type=TaskType.SEQ_CLS))
     ia3.save_pretrained(str(tmp_path / "ia3"))
     count = count_parameters(load(make("bert"), tmp_path / "ia3"))
     # peft's own choice: keys, values, and the inputs of output.dense, of which each block has two
@@ -551,7 +622,7 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "magic"}, "unknown method 'magic'; expected one of full fine-tuning, head only"),
+        ({"method": "magic"}, "unknown method 'magic'; expected one of LoRA, full fine-tuning, head only"),
         ({"method": None}, "unknown method None"),
         ({"format": 2}, "has the format 2; this version reads 1"),
         ({"settings": {"layers": 9}}, "layers is 9, but the model has only 2 blocks"),

@@ -16,11 +16,17 @@ from transformers import (
     AlbertForSequenceClassification,
     AutoConfig,
     BartConfig,
+    BartForCausalLM,
     BartForSequenceClassification,
     BertConfig,
     BertForMaskedLM,
     BertForQuestionAnswering,
     BertForSequenceClassification,
+    BrosConfig,
+    BrosForTokenClassification,
+    CanineConfig,
+    CanineForTokenClassification,
+    CLIPVisionConfig,
     DebertaConfig,
     DebertaForSequenceClassification,
     DebertaV2Config,
@@ -29,6 +35,11 @@ from transformers import (
     DistilBertForMaskedLM,
     DistilBertForSequenceClassification,
     GPT2LMHeadModel,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LongformerConfig,
+    LongformerForQuestionAnswering,
     MixtralConfig,
     MixtralForCausalLM,
     ModernBertConfig,
@@ -40,6 +51,8 @@ from transformers import (
     T5ForConditionalGeneration,
     T5ForQuestionAnswering,
     T5ForSequenceClassification,
+    ViTConfig,
+    ViTForImageClassification,
     XLMRobertaConfig,
     XLMRobertaForQuestionAnswering,
 )
@@ -271,6 +284,54 @@ def test_a_body_that_is_passed_by_is_refused_and_left_as_it_was(config: MethodCo
     assert list(model.modules()) == modules
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert "tuning" not in vars(model)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        CanineForTokenClassification(
+            CanineConfig(**ENCODER, num_hash_buckets=64)
+        ),  # it reads characters, by their hashes
+        ViTForImageClassification(ViTConfig(**ENCODER, image_size=32)),
+        BartForCausalLM(BART),
+    ],
+    ids=lambda model: type(model).__name__,
+)
+def test_a_body_without_a_table_of_tokens_takes_no_virtual_ones(model: PreTrainedModel) -> None:
+    for config in (PromptTuningConfig(virtual_tokens=3), PTuningConfig(virtual_tokens=3)):
+        with pytest.raises(MethodError, match=r"is no plain encoder or decoder of text"):
+            inject(model, config)
+    assert not hasattr(model, "tuning")
+
+
+@pytest.mark.parametrize(
+    ("model", "more"),
+    [
+        (BrosForTokenClassification(BrosConfig(**ENCODER)), "bbox"),
+        (LongformerForQuestionAnswering(LongformerConfig(**ENCODER, attention_window=[4, 4])), "global_attention_mask"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_what_is_read_of_each_token_is_not_there_for_virtual_ones(model: PreTrainedModel, more: str) -> None:
+    for config in (PromptTuningConfig(virtual_tokens=3), PTuningConfig(virtual_tokens=3)):
+        with pytest.raises(MethodError, match=rf"reads something more of each token \({more}\)"):
+            inject(model, config)
+
+
+def test_a_tower_of_images_is_trained_though_a_token_does_not_reach_it() -> None:
+    text = LlamaConfig(**ENCODER)
+    sight = CLIPVisionConfig(**ENCODER, image_size=32, patch_size=16)
+    config = LlavaConfig(text_config=text, vision_config=sight, image_token_index=7, image_seq_length=4)
+    model = inject(LlavaForConditionalGeneration(config), LoRAConfig(targets="all-linear", rank=2))
+    image, ids = torch.randn(1, 3, 32, 32), torch.tensor([[5, 7, 7, 7, 7, 9]])
+    model(input_ids=ids, pixel_values=image).logits.sum().backward()
+    seen = {n: p.grad is not None for n, p in trainable_parameters(model).items() if "vision_tower" in n}
+    assert sum(seen.values()) > 10
+    inject(LlavaForConditionalGeneration(config), LoRAConfig(targets=r".*vision_tower.*(q|v)_proj"))
+    idle = LlavaForConditionalGeneration(config)
+    idle.model.language_model.idle = nn.Linear(HIDDEN, HIDDEN)
+    with pytest.raises(MethodError, match=r"would train model.language_model.idle.lora_A.weight.*passes by"):
+        inject(idle, LoRAConfig(targets=("q_proj", "idle")))
 
 
 class Idle(BertForSequenceClassification):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import asdict, fields
@@ -16,8 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from course_utils.checkpoints.formats import CheckpointError, Format, refuse_tied_weights, with_peft_s_head
-from course_utils.checkpoints.table import OWN_METHODS, PEFT_FORMATS
+from course_utils.checkpoints.errors import CheckpointError
+from course_utils.checkpoints.formats import Format, task_of, with_peft_s_head
+from course_utils.checkpoints.table import EVERY_METHOD, PEFT_FORMATS
+from course_utils.checkpoints.tied import refuse_what_peft_unties, tied_names, without_twins
 from course_utils.methods import MethodConfig, MethodError, inject, trainable_parameters
 from course_utils.methods.heads import head_by_build
 from course_utils.methods.targets import find_head
@@ -47,6 +50,13 @@ def save(model: nn.Module, folder: str | Path) -> Path:
             "model.save_pretrained(folder)"
         )
     row = next((row for row in PEFT_FORMATS if row.method is type(config)), None)
+    if row is not None and row.needs_task and task_of(model) is None:
+        warnings.warn(
+            f"peft has no task for {type(model).__name__}, and without one it ignores virtual tokens. So the "
+            "checkpoint is in the course's own format, which peft does not read",
+            stacklevel=2,
+        )
+        row = None
     if row is None:
         settings, head = asdict(config), find_head(model, config.head)
         if config.head is None and head != head_by_build(model):  # the next model may not show what was new in this one
@@ -60,10 +70,11 @@ def save(model: nn.Module, folder: str | Path) -> Path:
 
 def _peft_files(row: Format, model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
     """File name → tensors."""
-    refuse_tied_weights(model)
+    refuse_what_peft_unties(model, "ensure_weight_tying" in row.by_code)
     config: Any = model.tuning
     head = with_peft_s_head(model, find_head(model, config.head))
-    files = {_PEFT_WEIGHTS: row.to_peft(_copies(trainable_parameters(model) | head), model)}
+    twins = {name: model.get_parameter(name) for others in tied_names(model).values() for name in others}
+    files = {_PEFT_WEIGHTS: row.to_peft(_copies(trainable_parameters(model) | head | twins), model)}
     extra = row.extra_tensors(model)
     return files | ({row.extra_file: extra} if row.extra_file is not None and extra else {})
 
@@ -129,7 +140,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
         # Tried on a copy without memory, so that the model stays as it is if anything does not fit.
         rehearsal = inject(without_memory(model), config)
         if row is not None:
-            refuse_tied_weights(rehearsal)
+            tensors = without_twins(rehearsal, tensors)
         _check_fits({name: p.shape for name, p in trainable_parameters(rehearsal).items()}, tensors)
         inject(model, config)
     except MethodError as error:
@@ -193,7 +204,7 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _own_config(header: dict[str, Any]) -> MethodConfig:
-    method = OWN_METHODS.get(str(header.get("method")))
+    method = EVERY_METHOD.get(str(header.get("method")))
     settings = header.get("settings")
     if header.get("format") != _OWN_FORMAT:
         raise CheckpointError(
@@ -202,7 +213,7 @@ def _own_config(header: dict[str, Any]) -> MethodConfig:
     if not isinstance(settings, dict):
         raise CheckpointError(f"{_OWN_HEADER} should hold the method's settings by name, got {settings!r}")
     if method is None:
-        raise CheckpointError(f"unknown method {header.get('method')!r}; expected one of {', '.join(OWN_METHODS)}")
+        raise CheckpointError(f"unknown method {header.get('method')!r}; expected one of {', '.join(EVERY_METHOD)}")
     unknown = set(settings) - {f.name for f in fields(method)}
     if unknown:
         raise CheckpointError(f"unknown settings for {method.name}: {', '.join(sorted(unknown))}")

@@ -5,7 +5,6 @@ The rows stand in `table`. A method whose tensors peft stores in another way has
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,11 +13,11 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from course_utils.errors import CourseError
+from course_utils.checkpoints.errors import CheckpointError
+from course_utils.checkpoints.tied import tied_names
 from course_utils.methods import MethodConfig
 from course_utils.methods.base import AdaptedLayer
 from course_utils.methods.targets import find_head
-from course_utils.methods.virtual_tokens import is_encoder_decoder
 
 Header = Mapping[str, Any]
 Tensors = Mapping[str, torch.Tensor]
@@ -30,12 +29,18 @@ ORIGIN = {
     *("auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version", "revision"),
     *("task_type",),
 }
-_TASKS = {"SequenceClassification": "SEQ_CLS", "CausalLM": "CAUSAL_LM", "LMHeadModel": "CAUSAL_LM"}
+#: What a name of a model class ends with → the task in peft, whose own class then wraps the model.
+_TASKS = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForQuestionAnsweringSimple": "QUESTION_ANS",
+    "CausalLM": "CAUSAL_LM",
+    "LMHeadModel": "CAUSAL_LM",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "MarianMTModel": "SEQ_2_SEQ_LM",
+}
 _REQUIRED: Any = object()
-
-
-class CheckpointError(CourseError, ValueError):
-    """The folder holds no checkpoint that fits this model. The model is unchanged."""
 
 
 def _as_it_is(value: Any) -> Any:
@@ -86,6 +91,7 @@ class Format:
         endings: a tensor whose name ends with the key may carry this ending more, as some tools write it.
         when: which headers of this `peft_type` the row reads. The first row that says yes is taken.
         extra_file: a second file of tensors, for what peft drops when it saves and training needs, such as an encoder.
+        needs_task: peft ignores the method in a model whose task it does not know.
     """
 
     method: type[MethodConfig]
@@ -99,6 +105,7 @@ class Format:
     endings: Mapping[str, str] = field(default_factory=dict)
     when: Callable[[Header], bool] = lambda header: True
     extra_file: str | None = None
+    needs_task: bool = False
 
     def reads(self, header: Header) -> bool:
         """Whether a checkpoint with this header is this row's to read."""
@@ -108,6 +115,7 @@ class Format:
 
     def header(self, model: nn.Module, config: Any) -> dict[str, Any]:
         """peft's settings, each adapted layer by its full name, so that peft's endings match nothing else."""
+        head = list(find_head(model, config.head))
         header = {setting.peft: setting.write(getattr(config, ours)) for ours, setting in self.settings.items()}
         if self.layer is not None:
             wrapped = self.layers(model)
@@ -115,13 +123,18 @@ class Format:
                 "target_modules": sorted(wrapped),
                 "fan_in_fan_out": any(isinstance(layer.base, Conv1D) for layer in wrapped.values()),
             }
+        tied = [
+            name.removesuffix(".weight") for first, others in tied_names(model).items() for name in (first, *others)
+        ]
+        if tied:
+            header["ensure_weight_tying"] = True
         return header | {
             **self.constants,
             "peft_type": self.peft_type,
             "base_model_name_or_path": getattr(getattr(model, "config", None), "name_or_path", None) or None,
             "inference_mode": True,
-            "modules_to_save": list(find_head(model, config.head)) or None,
-            "task_type": _task_type(model),
+            "modules_to_save": list(dict.fromkeys([*head, *tied])) or None,
+            "task_type": task_of(model),
         }
 
     def config(self, header: Header, model: nn.Module) -> MethodConfig:
@@ -197,6 +210,14 @@ class Format:
         return {name: module for name, module in model.named_modules() if isinstance(module, self.layer)}
 
 
+def task_of(model: nn.Module) -> str | None:
+    """peft's name of the model's task, such as `TOKEN_CLS`; None where peft has none, as for multiple choice."""
+    name = type(model).__name__
+    task = next((task for end, task in _TASKS.items() if name.endswith(end)), None)
+    two_stacks = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+    return None if task == "SEQ_2_SEQ_LM" and not two_stacks else task
+
+
 def head_from_peft(names: Sequence[str], model: nn.Module) -> tuple[str, ...]:
     """The modules that peft trains for these `modules_to_save`: all whose dotted name has such an end.
 
@@ -234,26 +255,6 @@ def with_peft_s_head(model: nn.Module, head: tuple[str, ...]) -> dict[str, nn.Pa
                 "Name it in `head` as well, or leave it out of the targets"
             )
     return {n: p for n, p in model.named_parameters() if n.startswith(tuple(f"{other}." for other in others))}
-
-
-def refuse_tied_weights(model: nn.Module) -> None:
-    """Raise `CheckpointError` if a trained weight is shared: peft unties it, and then computes something else."""
-    weights = dict(model.named_parameters(remove_duplicate=False))
-    uses = Counter(id(weight) for weight in weights.values())
-    for name, weight in weights.items():
-        if weight.requires_grad and uses[id(weight)] > 1:
-            other = next(n for n, shared in weights.items() if shared is weight and n != name)
-            raise CheckpointError(
-                f"{name} is trained and is the same weight as {other} (tied embeddings). peft trains a copy of one and "
-                "leaves the other as it was, so the checkpoint would mean two things. Leave the module out of the "
-                "head (`head` here, `modules_to_save` in peft)"
-            )
-
-
-def _task_type(model: nn.Module) -> str | None:
-    if is_encoder_decoder(model) and model.get_output_embeddings() is not None:  # type: ignore[operator]
-        return "SEQ_2_SEQ_LM"
-    return next((task for end, task in _TASKS.items() if type(model).__name__.endswith(end)), None)
 
 
 def _look_up(header: Header, setting: Setting) -> Any:

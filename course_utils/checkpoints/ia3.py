@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from course_utils.checkpoints.formats import CheckpointError, Format, Header, Tensors
+from course_utils.checkpoints.errors import CheckpointError
+from course_utils.checkpoints.formats import Format, Header, Tensors
 from course_utils.methods import find_targets
 from course_utils.methods.architectures import ARCHITECTURES
 from course_utils.methods.ia3 import query_width

@@ -72,6 +72,7 @@ LORA = Format(
         ALONE: ("megatron_core", "qalora_group_size"),
         RUN: ("runtime_config",),
     },
+    by_code=("ensure_weight_tying",),
 )
 LORA_PLUS = replace(LORA, method=methods.LoRAPlusConfig, when=never)  # its two rates belong to the optimiser
 QLORA = replace(
@@ -156,6 +157,7 @@ PROMPT_TUNING = PromptFormat(
         BEGAN: ("prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),
     },
     by_code=("pool",),
+    needs_task=True,
 )
 P_TUNING = PTuningFormat(
     methods.PTuningConfig,
@@ -172,6 +174,7 @@ P_TUNING = PTuningFormat(
     ignored={"the shape of the table shows it": SIZES},
     by_code=("pool",),
     extra_file=ENCODER_FILE,
+    needs_task=True,
 )
 PREFIX_TUNING = PrefixFormat(
     methods.PrefixTuningConfig,
@@ -185,6 +188,7 @@ PREFIX_TUNING = PrefixFormat(
     },
     by_code=("encoder_hidden_size", "num_transformer_submodules", *SIZES),
     extra_file=ENCODER_FILE,
+    needs_task=True,
 )
 #: peft does not have the dropout on the prefix. It warns that it does not know this setting, and computes the same:
 #: nothing is dropped after training.
@@ -202,7 +206,7 @@ PEFT_FORMATS: tuple[Format, ...] = (
     *(ADALORA, VERA, IA3, DORA, PISSA, LORA_PLUS, QLORA, LORA),
     *(PROMPT_TUNING, P_TUNING, P_TUNING_V2, PREFIX_TUNING),
 )
-#: Methods that peft does not have, in our own format: they need no row, only their class, by its name.
-OWN_METHODS: dict[str, type[methods.MethodConfig]] = {
-    row.config.name: type(row.config) for row in methods.METHODS.values() if not row.in_peft
+#: Our own format needs no row, only the method's class, by its name.
+EVERY_METHOD: dict[str, type[methods.MethodConfig]] = {
+    row.config.name: type(row.config) for row in methods.METHODS.values()
 }

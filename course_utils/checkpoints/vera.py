@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from course_utils.checkpoints.formats import CheckpointError, Format, Tensors
+from course_utils.checkpoints.errors import CheckpointError
+from course_utils.checkpoints.formats import Format, Tensors
 from course_utils.methods.lora import layer_shape
 from course_utils.methods.targets import find_targets
 from course_utils.methods.vera import Projections

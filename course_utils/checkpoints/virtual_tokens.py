@@ -12,14 +12,15 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from course_utils.checkpoints.formats import CheckpointError, Format, Header, Tensors
+from course_utils.checkpoints.errors import CheckpointError
+from course_utils.checkpoints.formats import Format, Header, Tensors
 from course_utils.methods import MethodConfig
 from course_utils.methods.p_tuning import PromptEncoder, PTuningConfig
 from course_utils.methods.prefix import PrefixEncoder
 from course_utils.methods.prefix_body import prefix_shape
 from course_utils.methods.prompt_body import pools_first_token
 from course_utils.methods.prompts import PromptTuningConfig
-from course_utils.methods.virtual_tokens import find_stack, is_encoder_decoder
+from course_utils.methods.virtual_tokens import find_stack, is_encoder_decoder, word_embeddings
 
 #: What peft puts before the name of a module of the model, for methods that wrap no layer.
 _PREFIX = "base_model."
@@ -124,9 +125,16 @@ class PromptFormat(VirtualTokensFormat):
     stack = "encoder"
 
     def header(self, model: nn.Module, config: Any) -> dict[str, Any]:
-        """peft's names, and `pool` where ours differs from peft."""
+        """peft's names, the sizes of the model, and `pool` where ours differs from peft."""
+        stack: Any = find_stack(model, self.stack)[1]
+        text = stack.config.get_text_config()
+        sizes = {
+            "token_dim": word_embeddings(stack.base).embedding_dim,
+            "num_layers": getattr(text, "num_hidden_layers", 1),  # this and the heads count only for prefixes
+            "num_attention_heads": getattr(text, "num_attention_heads", 1),
+        }
         pool = {"pool": config.pool} if pools_first_token(model) and config.pool != "peft" else {}
-        return super().header(model, config) | pool
+        return super().header(model, config) | sizes | pool
 
     def table_from_peft(self, table: torch.Tensor, model: nn.Module, config: Any) -> torch.Tensor:
         """In an encoder-decoder peft has k rows more for the decoder, which it never uses."""

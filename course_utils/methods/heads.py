@@ -63,7 +63,7 @@ def head_by_build(model: nn.Module) -> tuple[str, ...] | None:
     bodies = (
         [body] if body is not None else [c for c in children.values() if isinstance(c, transformers.PreTrainedModel)]
     )
-    words = _word_embeddings(model)
+    words = table_of_words(model)
     outside = tuple(
         name
         for name, child in children.items()
@@ -74,10 +74,13 @@ def head_by_build(model: nn.Module) -> tuple[str, ...] | None:
     return outside if bodies and outside else None
 
 
-def _word_embeddings(model: transformers.PreTrainedModel) -> nn.Module | None:
+def table_of_words(model: nn.Module) -> nn.Module | None:
+    """What turns tokens into vectors, or None: the model is none of transformers, reads none, or does not tell."""
+    if not isinstance(model, transformers.PreTrainedModel):
+        return None
     try:
         return model.get_input_embeddings()
-    except NotImplementedError:  # it reads no words
+    except NotImplementedError:
         return None
 
 

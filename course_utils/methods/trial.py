@@ -53,8 +53,9 @@ def refuse_without_effect(model: nn.Module, method: str, old: Collection[nn.Para
     inputs = one_token(model)
     if inputs is None:
         return
+    called: set[nn.Module] = set()
     try:
-        outputs = list(_results(_run(model, inputs)))
+        outputs = list(_results(_run(model, inputs, called)))
     except MethodError:
         raise
     except Exception as error:
@@ -62,12 +63,13 @@ def refuse_without_effect(model: nn.Module, method: str, old: Collection[nn.Para
             return
         raise MethodError(
             f"{type(model).__name__} computes a token without {method} and fails with it: {type(error).__name__}: "
-            f"{error}. Choose other layers (targets), or another method"
+            f"{error}. Choose other layers (targets, exclude), or another method"
         ) from error
     reached = _leaves(outputs)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     own = {name for name, p in trained.items() if p in old}
     lost = _unreached({name: p for name, p in trained.items() if name not in own}, reached)
+    lost = [name for name in lost if not name.startswith(_towers(model, called, bare))]
     if own and not any(trained[name] in reached for name in own):
         lost += sorted(own)
     if lost:
@@ -96,15 +98,30 @@ def one_token(model: nn.Module) -> dict[str, torch.Tensor] | None:
     return inputs
 
 
-def _run(model: nn.Module, inputs: Mapping[str, torch.Tensor]) -> Any:
+def _run(model: nn.Module, inputs: Mapping[str, torch.Tensor], called: set[nn.Module] | None = None) -> Any:
     """The output, with its graph, in evaluation mode: no dropout, no skipped layers, no new running means."""
     modes = [(module, module.training) for module in model.modules()]
+    seen = set[nn.Module]() if called is None else called
+    hooks = [module.register_forward_pre_hook(lambda one, _: seen.add(one)) for module, _ in modes]
     try:
         with torch.enable_grad():
             return model.eval()(**inputs)
     finally:
+        for hook in hooks:
+            hook.remove()
         for module, training in modes:
             module.training = training
+
+
+def _towers(model: nn.Module, called: set[nn.Module], bare: Tree) -> tuple[str, ...]:
+    """The parts for images and sounds of a model that reads them beside text: a token does not pass through them."""
+    inputs = inspect.signature(model.forward).parameters
+    if not any(name.startswith(("pixel_", "input_features", "input_values", "audio_")) for name in inputs):
+        return ()
+    parts = {module for module, children in bare if children}  # a wrapper that nothing calls is none of these
+    return tuple(
+        f"{n}." for n, module in model.named_modules() if module in parts and not called & set(module.modules())
+    )
 
 
 def _runs_without_the_method(model: nn.Module, inputs: Mapping[str, torch.Tensor], bare: Tree) -> bool:

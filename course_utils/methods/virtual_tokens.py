@@ -18,6 +18,7 @@ from torch import nn
 
 from course_utils.methods.base import AdaptedLayer
 from course_utils.methods.errors import MethodError
+from course_utils.methods.heads import table_of_words
 from course_utils.methods.targets import find_body
 
 
@@ -34,6 +35,9 @@ class AdaptedBody(AdaptedLayer):
             return getattr(super().__getattr__("base"), name)
 
 
+# What some bodies read of each token beside its mask, its kind and its position: where it stands on the page, whether
+# all others see it.
+_FOR_EACH_TOKEN = {"bbox", "global_attention_mask"}
 # transformers calls a key-value cache `cache` from 5.24 on, and called it `past_key_values` before.
 _CACHE_NAMES = ("cache", "past_key_values")
 
@@ -147,12 +151,14 @@ def word_embeddings(body: nn.Module) -> nn.Embedding:
     """The table of the tokens' embeddings.
 
     Raises:
-        MethodError: the model reads no tokens.
+        MethodError: the model reads no tokens, or more of a token than its mask.
     """
-    try:
-        words = body.get_input_embeddings() if isinstance(body, transformers.PreTrainedModel) else None
-    except NotImplementedError:  # it reads pictures or sounds
-        words = None
+    words = table_of_words(body)
+    for name in _FOR_EACH_TOKEN & set(inspect.signature(body.forward).parameters):
+        raise MethodError(
+            f"{type(body).__name__} reads something more of each token ({name}), which virtual tokens do not have. Use "
+            "LoRA"
+        )
     if not isinstance(words, nn.Embedding):
         raise _no_plain_text(body)
     return words
