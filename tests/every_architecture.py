@@ -456,7 +456,8 @@ def _same_projections(ours: nn.Module, theirs: Any) -> None:
 
 def _same_text(ours: Any, theirs: Any, batch: dict[str, torch.Tensor]) -> None:
     inputs = {name: batch[name][:2, :6] for name in ("input_ids", "attention_mask")}  # two without padding
-    found, expected = (model.generate(**inputs, **GREEDY) for model in (ours, theirs))
+    settings = GREEDY | ({"use_cache": False} if ours.config.model_type == "rwkv" else {})  # its state is not exact
+    found, expected = (model.generate(**inputs, **settings) for model in (ours, theirs))
     assert torch.equal(found.sequences[:, -4:], expected.sequences[:, -4:]), "other text"
     close(torch.stack(found.logits), torch.stack(expected.logits), "logits of the text that is written")
 

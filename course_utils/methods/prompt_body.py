@@ -42,6 +42,7 @@ from course_utils.methods.virtual_tokens import (
     find_stack,
     is_encoder_decoder,
     position_range,
+    refuse_other_memories,
     take_cache,
     text_positions,
     window,
@@ -117,6 +118,7 @@ class PromptBody(AdaptedBody):
         **others: Any,
     ) -> ModelOutput:
         """Run the body on [P; E(x)] and cut P off again."""
+        refuse_other_memories(self.base, others)
         cache = take_cache(others)
         k, cached = self.k, cached_positions(cache)  # above 0 while generate goes on: the cache holds P
         x = word_embeddings(self.base)(input_ids) if inputs_embeds is None else inputs_embeds

@@ -10,6 +10,7 @@ the text that the encoder reads, and k keys and values in the decoder's attentio
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -52,6 +53,20 @@ def take_cache(inputs: dict[str, Any]) -> transformers.Cache | None:
     """Take the key-value cache out of the inputs of a body, under whichever name it came."""
     found = [inputs.pop(name, None) for name in _CACHE_NAMES]
     return next((cache for cache in found if cache is not None), None)
+
+
+# What recurrent models hand on from step to step, and what XLNet is told of each token.
+_OTHER_MEMORIES = ("cache_params", "state", "mems", "perm_mask", "target_mapping")
+
+
+def refuse_other_memories(body: nn.Module, inputs: Mapping[str, Any]) -> None:
+    """Raise `MethodError` for an input that would bring the virtual tokens in again, or has no room for them."""
+    for name in _OTHER_MEMORIES:
+        if inputs.get(name) is not None:
+            raise MethodError(
+                f"{type(body).__name__} was given {name}, which does not say where virtual tokens were read already. "
+                "Call generate with use_cache=False, or use LoRA"
+            )
 
 
 def extend_mask(attention_mask: torch.Tensor | None, k: int) -> torch.Tensor | None:
