@@ -370,7 +370,7 @@ def as_in_peft(name: str, tensor: torch.Tensor, model: Any) -> torch.Tensor:
     """A parameter or its gradient as peft has it: in an encoder-decoder it takes layer 2 l mod L of a prefix for l."""
     if ".prefix." not in name or not model.config.is_encoder_decoder:
         return tensor
-    count = 3  # layers of every encoder-decoder here
+    count = prefix_shape(find_stack(model, "decoder")[1].config)[0]
     theirs = torch.empty_like(tensor).view(len(tensor), count, -1)
     for layer, part in enumerate(tensor.view(len(tensor), count, -1).unbind(1)):
         theirs[:, 2 * layer % count] = part

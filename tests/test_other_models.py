@@ -11,6 +11,18 @@ import torch
 from every_architecture import GREEDY, bare, disturb, make_batch, make_tiny, objective, results
 from models import relative
 from torch import nn
+from transformers import (
+    BigBirdConfig,
+    BigBirdForSequenceClassification,
+    DeepseekV3Config,
+    DeepseekV3ForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    Qwen2MoeConfig,
+    Qwen2MoeForCausalLM,
+    XLMConfig,
+    XLMForSequenceClassification,
+)
 
 from course_utils.checkpoints import CheckpointError, load, save
 from course_utils.methods import (
@@ -293,3 +305,94 @@ def test_the_rows_that_peft_never_uses_are_left_out(family: str, tmp_path: Path)
 def test_a_classifier_of_two_stacks_takes_no_virtual_tokens(family: str, config: MethodConfig) -> None:
     with pytest.raises(MethodError, match="no plain encoder or decoder of text, and no encoder-decoder that writes"):
         inject(make_tiny(family, "classifier"), config)
+
+
+# --- families that no row names -------------------------------------------------------------------------------------
+
+
+def mamba() -> Any:
+    torch.manual_seed(0)
+    config = MambaConfig(vocab_size=64, hidden_size=32, num_hidden_layers=2, state_size=4, initializer_range=0.3)
+    return MambaForCausalLM(config).eval()
+
+
+def test_a_layer_whose_weight_a_kernel_takes_is_refused() -> None:
+    """On a processor the layer is called, so a trial there would see no fault. peft refuses `out_proj`, too."""
+    with pytest.raises(MethodError, match=r"x_proj stands in a MambaMixer.*exclude=\('x_proj',\)"):
+        inject(mamba(), LoRAConfig(targets="all-linear"))
+    model = inject(mamba(), LoRAConfig(targets="all-linear", exclude=("x_proj", "dt_proj", "out_proj")))
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name in trainable_parameters(model)} == {"in_proj"}
+
+
+@pytest.mark.parametrize("config", LAST[:2], ids=lambda config: config.name)
+def test_a_state_in_the_place_of_a_cache_is_refused_when_it_comes(config: MethodConfig) -> None:
+    """Each step of `generate` would read the virtual tokens again."""
+    model: Any = inject(mamba(), config)
+    text = torch.arange(4, 9)[None]
+    with pytest.raises(MethodError, match=r"MambaModel was given cache_params.*use_cache=False"):
+        model.generate(text, **GREEDY)
+    written = model.generate(text, use_cache=False, **GREEDY)
+    logits = model(input_ids=written.sequences[:, :-1]).logits[:, -4:]
+    assert relative(torch.stack(written.logits, 1), logits) < 1e-4
+
+
+def test_a_layer_that_peft_takes_for_experts_is_saved_in_our_own_format(tmp_path: Path) -> None:
+    """Qwen2's mixture has a plain feed-forward network beside its experts, whose layers have their old names."""
+    sizes: Any = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"intermediate_size": 48, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16}
+
+    def make() -> Any:
+        torch.manual_seed(0)
+        return Qwen2MoeForCausalLM(Qwen2MoeConfig(vocab_size=64, num_experts=4, **sizes)).eval()
+
+    with pytest.warns(UserWarning, match="hold several matrices in one tensor"):
+        model = inject(make(), LoRAConfig(rank=2, targets="all-linear"))
+    disturb(model)
+    with pytest.warns(UserWarning, match="shared_expert.gate_proj for experts of the mixture"):
+        folder = save(model, tmp_path / "all")
+    assert not (folder / "adapter_config.json").exists()
+    batch = {"input_ids": torch.arange(4, 13)[None]}
+    with pytest.warns(UserWarning, match="hold several matrices in one tensor"):
+        assert torch.equal(results(load(make(), folder), batch), results(model, batch))
+
+    attention = inject(make(), LoRAConfig(rank=2, targets=("q_proj", "o_proj")))
+    disturb(attention)
+    theirs = peft.PeftModel.from_pretrained(make(), save(attention, tmp_path / "attention")).eval()
+    assert relative(results(theirs, batch), results(attention, batch)) < 1e-6
+
+
+def test_xlm_pools_the_first_token_as_bert_does() -> None:
+    config = XLMConfig(vocab_size=64, emb_dim=32, n_layers=2, n_heads=4, max_position_embeddings=40)
+
+    def make() -> Any:
+        torch.manual_seed(0)
+        return XLMForSequenceClassification(config).eval()
+
+    ours = inject(make(), PromptTuningConfig(virtual_tokens=3, pool="peft"))
+    settings: Any = {"num_virtual_tokens": 3, "task_type": "SEQ_CLS", "token_dim": 32, "num_layers": 2}
+    theirs: Any = peft.get_peft_model(make(), peft.PromptTuningConfig(**settings, num_attention_heads=4)).eval()
+    with torch.no_grad():
+        table = next(p for name, p in trainable_parameters(ours).items() if "prompt" in name)
+        theirs.prompt_encoder["default"].embedding.weight.copy_(table)
+    batch = {"input_ids": torch.arange(4, 13)[None], "attention_mask": torch.ones(1, 9, dtype=torch.long)}
+    assert relative(results(ours, batch), results(theirs, batch)) < 1e-6
+    text = inject(make(), PromptTuningConfig(virtual_tokens=3))
+    assert relative(results(text, batch), results(theirs, batch)) > 1e-3
+
+
+def test_a_prefix_before_attention_in_blocks_is_refused() -> None:
+    sizes: Any = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    model = BigBirdForSequenceClassification(BigBirdConfig(**sizes, intermediate_size=48))
+    with pytest.raises(MethodError, match="BigBirdModel is computed in blocks of the text alone"):
+        inject(model, PrefixTuningConfig(virtual_tokens=3))
+
+
+def test_a_cache_of_another_shape_is_refused() -> None:
+    """DeepSeek's keys are as wide as its values here only by the model's own count."""
+    sizes: Any = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"intermediate_size": 48, "kv_lora_rank": 8, "q_lora_rank": 8, "first_k_dense_replace": 2}
+    sizes |= {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "num_key_value_heads": 4}
+    model = DeepseekV3ForCausalLM(DeepseekV3Config(**sizes))
+    with pytest.raises(MethodError, match="computes a token without prefix tuning and fails with it"):
+        inject(model, PrefixTuningConfig(virtual_tokens=3))
+    inject(model, PromptTuningConfig(virtual_tokens=3))

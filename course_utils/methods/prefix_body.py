@@ -179,6 +179,11 @@ def check_prefix(body: nn.Module, k: int) -> None:
             f"{type(body).__name__} cannot start from given keys and values, so it takes no "
             "prefix. Use BERT, RoBERTa, GPT-2 or a model of the Llama family, or use LoRA"
         )
+    if getattr(body.config, "attention_type", None) == "block_sparse":
+        raise MethodError(
+            f"the attention of {type(body).__name__} is computed in blocks of the text alone, so no block would see a "
+            'prefix. Load the model with attention_type="original_full", or use LoRA'
+        )
     refuse_gradient_checkpointing(body)
     check_length(position_range(body), k, tokens=1)
 

@@ -214,5 +214,8 @@ class ReadingDecoder(AdaptedBody):
 
 
 def pools_first_token(model: nn.Module) -> bool:
-    """Whether this classifier of texts reads the first token (BERT, RoBERTa); those with `score` read the last."""
-    return type(model).__name__.endswith("ForSequenceClassification") and hasattr(model, "classifier")
+    """Whether this classifier of texts reads the first token (BERT, RoBERTa, XLM); those with `score` read the last."""
+    summary = getattr(getattr(model, "config", None), "summary_type", None)
+    return type(model).__name__.endswith("ForSequenceClassification") and (
+        hasattr(model, "classifier") or summary == "first"
+    )

@@ -76,7 +76,7 @@ def refuse_without_effect(model: nn.Module, method: str, old: Collection[nn.Para
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise MethodError(
             f"{method} would train {', '.join(lost[:3])}{more}, which {type(model).__name__} passes by: it has no part "
-            "in the output. Leave it out of the targets or of the head, or use another method"
+            "in the output. Leave it out of the targets (exclude), or of the head, or use another method"
         )
 
 
