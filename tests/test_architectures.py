@@ -166,12 +166,9 @@ def test_peft_s_places_of_ia3(family: str) -> None:
     inputs = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(family)
     if family in NOT_IN_TRANSFORMERS:
         return
-    ours = ARCHITECTURES[family].peft_ia3
-    assert (None if ours is None else list(ours)) == theirs
-    if family == "mt5":  # peft scales mT5's wi_1 on its output
-        assert inputs == []
-        return
-    assert (None if ours is None else list(ours[-1:])) == inputs
+    row = ARCHITECTURES[family]
+    assert (None if row.peft_ia3 is None else list(row.peft_ia3)) == theirs
+    assert (None if row.peft_ia3 is None else list(row.peft_ia3_inputs)) == inputs
 
 
 @rows

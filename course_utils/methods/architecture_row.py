@@ -64,7 +64,8 @@ class Architecture:
             prefix, are (batch, heads, tokens, size), for example (32, 4, 20, 64).
         adapters: where bottleneck adapters go; None where we have not shown that they are right.
         peft_ia3: names that peft scales in (IA)³ when a header names none, the last of them on its input
-            (`key`, `value`, `output.dense`, which is more than the paper's places); None where peft has no choice.
+            (`key`, `value`, `output.dense`, which is more than the paper's places); None where peft has no choice. See
+            `peft_ia3_inputs`.
     """
 
     attention: Attention
@@ -104,6 +105,12 @@ class Architecture:
             return None
         keys_and_values = (path for attention in self.attentions for path in (attention.key, attention.value))
         return block_pattern(*keys_and_values), block_pattern(self.down)
+
+    @property
+    def peft_ia3_inputs(self) -> tuple[str, ...]:
+        """Of `peft_ia3` those that peft scales on the input: the last, if it does not widen, as mT5's `wi_1` does."""
+        widening = {_last_part(path) for path in self.up}
+        return tuple(name for name in (self.peft_ia3 or ())[-1:] if name not in widening)
 
     @property
     def two_biases(self) -> tuple[str, ...] | None:
