@@ -1,7 +1,8 @@
 """What each family of models calls its parts: one row a family, read by every method and every checkpoint format.
 
 A new family is one more row of `ARCHITECTURES` (what a row says: `architecture_row`). The tests then build a tiny model
-of it, look every path up in every block, and demand LoRA's and (IA)³'s outputs and gradients to be peft's.
+of it, look every path up in every block, and demand outputs, gradients, texts and checkpoints to be peft's:
+`python tests/every_architecture.py` runs every method on every row.
 """
 
 from __future__ import annotations

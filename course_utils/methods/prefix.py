@@ -10,7 +10,10 @@ An attention head computes ``softmax(q Kᵀ / √d) V``. Prefix tuning freezes t
     table = W₂ tanh(W₁ E + b₁) + b₂           reparameterised: a small network computes it, E: (k, width)
 
 The rows belong to no word, so they are called virtual tokens. The text follows them at positions k, k + 1, ...: a BERT
-with 512 positions reads 512 - k tokens. Padding on the left does not count (in peft it does, and changes the result).
+with 512 positions reads 512 - k tokens. Padding on the left does not count (in peft it does, and changes the result);
+where layers see a window of the last positions only, it is refused once it would push the prefix out of the window.
+
+In an encoder-decoder the rows stand in the decoder's attention to what it has written, as in peft.
 
 E is drawn from N(0, 1), as in peft. No initialisation leaves the model as it was: a row of zeros has the score 0, and
 its share of the attention, ``e⁰ / (k e⁰ + Σ e^score)``, is taken from the text.
