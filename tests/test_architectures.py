@@ -1,239 +1,313 @@
-"""Each row of the table of architectures: its paths exist in every block, and LoRA and (IA)³ are peft's on it."""
+"""Each row of the table of architectures: its paths exist in every block, and the methods are peft's on it."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
-import peft
+import every_architecture
 import pytest
 import torch
-from models import DEVICE, HIDDEN, PAD, VOCABULARY, noise
+from every_architecture import METHODS, make_batch, make_tiny, tasks_of
+from models import relative
 from peft.utils import constants
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig
 from transformers.pytorch_utils import Conv1D
 
-from course_utils.checkpoints import load, save
 from course_utils.methods import (
+    HoulsbyConfig,
     IA3Config,
-    LoRAConfig,
-    MethodConfig,
     MethodError,
+    ParallelAdapterConfig,
+    PfeifferConfig,
     find_targets,
     inject,
-    trainable_parameters,
 )
 from course_utils.methods.adapter_layers import in_blocks, is_norm
 from course_utils.methods.architecture_row import Architecture
 from course_utils.methods.architectures import ARCHITECTURES, HEAD_NAMES, architecture_of
+from course_utils.methods.bottleneck import Bottleneck, BottleneckConfig
 from course_utils.methods.prefix_body import prefix_shape
 
-#: What a configuration needs beside `_COMMON`, so that the model is tiny and each setting of the row shows.
-_SHARED_KEYS = {"num_key_value_heads": 2}
-SETTINGS: dict[str, dict[str, Any]] = {
-    "albert": {"embedding_size": HIDDEN, "num_hidden_groups": 2},
-    "distilbert": {"dim": HIDDEN, "n_layers": 2, "n_heads": 4, "hidden_dim": 48},
-    "electra": {"embedding_size": HIDDEN},
-    "gemma": _SHARED_KEYS | {"head_dim": 16},
-    "gemma2": _SHARED_KEYS | {"head_dim": 16},
-    "gemma3_text": _SHARED_KEYS | {"head_dim": 16},
-    "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
-    "gptj": {"n_inner": 48, "rotary_dim": 4},
-    "llama": _SHARED_KEYS,
-    "mistral": _SHARED_KEYS,
-    "opt": {"ffn_dim": 48, "word_embed_proj_dim": HIDDEN},
-    "phi3": _SHARED_KEYS,
-    "qwen2": _SHARED_KEYS,
-    "qwen3": _SHARED_KEYS | {"head_dim": 16},
-    "smollm3": _SHARED_KEYS,
-    "stablelm": _SHARED_KEYS,
-}
-_COMMON: dict[str, Any] = (
-    {"vocab_size": VOCABULARY, "hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4}
-    | {"intermediate_size": 48, "max_position_embeddings": 40, "initializer_range": 0.1}
-    | {"pad_token_id": PAD, "bos_token_id": 2, "eos_token_id": 3}
-)
-
+NO_DEFAULT = "peft has no default"
 #: Families whose default targets are not peft's → why.
 NOT_PEFT_S_TARGETS = {
     "phi": "peft adds fc1 and fc2 to query and value",
-    **dict.fromkeys(("camembert", "ernie", "mpnet", "albert", "distilbert", "smollm3", "phi3"), "peft has no default"),
+    "blip-2": "the same layers as a pattern: which of peft's names there are depends on the language model",
+    **dict.fromkeys(("camembert", "ernie", "mpnet", "albert", "distilbert", "modernbert", "vit"), NO_DEFAULT),
+    **dict.fromkeys(("smollm3", "phi3", "llama4_text", "mbart", "pegasus", "marian"), NO_DEFAULT),
 }
+#: Families for which peft has a default and transformers no configuration: their code comes with their weights.
+NOT_IN_TRANSFORMERS = {"RefinedWeb", "RefinedWebModel", "btlm", "chatglm", "rwkv7"}
+#: Linear layers in blocks that no row names, because their blocks are not all alike.
+OTHER_LAYERS = {
+    "deberta": r"attention\.self\.pos_(q_)?proj",  # of the distances, which other variants share with the words
+    "deberta-v2": r"attention\.self\.pos_(query|key)_proj",
+    "nemotron_h": r"mixer\.(in_proj|out_proj|up_proj|down_proj|shared_experts\..*)",  # Mamba, experts, plain blocks
+    "llama4_text": r"feed_forward\.(router|shared_expert\..*)",
+}
+#: Models of pictures and text: the row is of their language model.
+SEVERAL_PARTS = ("llama4", "gemma4", "blip-2")
+#: How often a path is there, where that is not once in each of two blocks.
+COUNTS = {"nemotron_h": dict.fromkeys(ARCHITECTURES["nemotron_h"].attention, 1) | {"norm": 4}}
 
 rows = pytest.mark.parametrize("family", ARCHITECTURES)
-
-
-def make_tiny(family: str) -> Any:
-    """A random classifier of this family, two blocks, hidden size 32."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = AutoConfig.for_model(family, **_COMMON | SETTINGS.get(family, {}))
-        model: Any = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
-        for parameter in model.parameters():  # biases and normalisations start at 0 and 1: a mistake there would hide
-            if parameter.ndim == 1:
-                parameter.data += 0.1 * torch.randn_like(parameter)
-    return model.to(DEVICE).eval()
-
-
-def make_batch() -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(4, VOCABULARY, (2, 7), generator=generator)
-    mask = torch.ones_like(tokens)
-    mask[1, 5:] = 0
-    batch = {"input_ids": tokens.masked_fill(mask == 0, PAD), "attention_mask": mask, "labels": torch.tensor([0, 1])}
-    return {name: tensor.to(DEVICE) for name, tensor in batch.items()}
+whole_rows = pytest.mark.parametrize("family", [name for name in ARCHITECTURES if name not in SEVERAL_PARTS])
 
 
 def linear_paths(row: Architecture) -> set[str]:
-    return {*row.attention, *row.up, row.down}
+    paths = {*row.attention, *(row.cross or ()), *row.up}
+    return paths if row.down is None else {*paths, row.down}
 
 
-@rows
+def expected_count(family: str, path: str) -> int:
+    row = ARCHITECTURES[family]
+    if row.cross is None:
+        return COUNTS.get(family, {}).get(path, 2)
+    return 3 if path in row.cross else 6  # three blocks of the encoder, three of the decoder
+
+
+@whole_rows
 def test_every_path_is_in_every_block_and_none_is_forgotten(family: str) -> None:
     row, model = ARCHITECTURES[family], make_tiny(family)
     assert architecture_of(model) is row
-    blocks = len(in_blocks(model, row.down))
-    assert blocks == 2
+    named: set[str] = set()
     for path in linear_paths(row):
         found = in_blocks(model, path)
-        assert len(found) == blocks, path
+        assert len(found) == expected_count(family, path), path
         assert all(isinstance(module, nn.Linear | Conv1D) for module in found.values()), path
-    stem = next(iter(in_blocks(model, row.down))).removesuffix(row.down)
-    block = model.get_submodule(stem.removesuffix("."))
-    assert {name for name, module in block.named_modules() if isinstance(module, nn.Linear | Conv1D)} == linear_paths(
-        row
-    )
-    assert tuple(sorted(name for name, module in block.named_modules() if is_norm(module))) == tuple(sorted(row.norms))
+        named |= found.keys()
+    blocks = {name: module for name, module in model.named_modules() if re.search(r"\.\d+\.", name)}
+    linear = {name for name, module in blocks.items() if isinstance(module, nn.Linear | Conv1D)}
+    others = re.compile(rf".*\.\d+\.({OTHER_LAYERS.get(family, '(?!)')})")
+    assert {name for name in linear - named if not others.fullmatch(name)} == set()
+    norms = {name for path in row.norms for name in in_blocks(model, path)}
+    others_of_rwkv = {"rwkv.blocks.0.pre_ln"}  # of the embeddings, in the first block
+    assert {name for name, module in blocks.items() if is_norm(module)} - norms - others_of_rwkv == set()
+    assert all(in_blocks(model, path) for path in row.norms)
 
 
-@rows
+@whole_rows
 def test_the_facts_of_a_row_are_those_of_the_model(family: str) -> None:
     row, model = ARCHITECTURES[family], make_tiny(family)
-    query, up = (next(iter(in_blocks(model, path).values())) for path in (row.attention.query, row.up[0]))
-    assert row.biased == (query.bias is not None and up.bias is not None)
+    query, *up = (next(iter(in_blocks(model, path).values())) for path in (row.attention.query, *row.up))
+    assert row.biased == (query.bias is not None and bool(up) and up[0].bias is not None)
     if row.fused:
         assert row.attention.query == row.attention.key == row.attention.value
-    assert row.thirds == isinstance(query, Conv1D)
-    assert set(row.head) <= set(HEAD_NAMES) & {name for name, _ in model.named_children()}
-    if row.adapters is not None:
-        for path in row.adapters:
-            assert path is None or len(in_blocks(model, path)) == 2, path
-        assert row.adapters.norm_before in (None, row.norms[-1])
+    assert set(row.head) <= set(HEAD_NAMES)
+    if tasks_of(family)[0] == "classifier":
+        assert set(row.head) <= {name for name, _ in model.named_children()}
+    for path in (row.adapters or ())[:3]:
+        assert path is None or len(in_blocks(model, path)) == expected_count(family, path), path
 
 
-@rows
-def test_the_cached_keys_have_the_shape_that_a_prefix_is_made_for(family: str) -> None:
+@pytest.mark.parametrize("family", [name for name, row in ARCHITECTURES.items() if row.fused])
+@torch.no_grad()
+def test_thirds_are_query_and_key_and_value(family: str) -> None:
+    """Queries twice and keys half as large give the same scores; other thirds of the outputs would change them."""
     model = make_tiny(family)
-    if "classifier" in ARCHITECTURES[family].head:
-        return  # an encoder keeps no cache; its prefix is as wide as its attention, which test_prefix proves
-    layers, heads, size = prefix_shape(model.config)
-    tokens = make_batch()["input_ids"][:1]
-    cache = model.base_model(input_ids=tokens, use_cache=True).past_key_values
-    assert len(cache) == layers
-    for layer in cache.layers:
-        assert layer.keys.shape == layer.values.shape == (1, heads, 7, size)
+    batch, matrices = make_batch(model), in_blocks(model, ARCHITECTURES[family].attention.query).values()
+    untouched = model(**batch).logits
+    factors = torch.tensor([2.0, 0.5, 1.0])
+    for layer in matrices:
+        for parameter in layer.parameters():
+            outputs = parameter.T if isinstance(layer, Conv1D) and parameter.ndim == 2 else parameter
+            if len(outputs) % 3:  # queries, keys and values are not of one size
+                assert not ARCHITECTURES[family].thirds
+                return
+            outputs.view(len(outputs), -1).mul_(factors.repeat_interleave(len(outputs) // 3)[:, None])
+    same = relative(model(**batch).logits, untouched) < 1e-4
+    assert same == ARCHITECTURES[family].thirds
+
+
+@pytest.mark.parametrize("family", [name for name in ARCHITECTURES if "language model" in tasks_of(name)])
+def test_the_cached_keys_have_the_shape_that_a_prefix_is_made_for(family: str) -> None:
+    if family in ("rwkv", "nemotron_h", "mpt", "codegen"):
+        pytest.skip("its cache is no list of keys and values, or a prefix is refused")
+    model = make_tiny(family, "language model")
+    config = model.get_decoder().config if model.config.is_encoder_decoder else model.config
+    layers, heads, size = prefix_shape(config)
+    batch = {name: tensor[:1] for name, tensor in make_batch(model, padded=False).items()}
+    cache = model(**batch, use_cache=True).past_key_values
+    own = getattr(cache, "self_attention_cache", cache)
+    assert len(own) == layers
+    for layer in own.layers:
+        tokens = 5 if model.config.is_encoder_decoder else 7
+        assert layer.keys.shape == layer.values.shape == (1, heads, tokens, size)
 
 
 # --- peft's defaults ------------------------------------------------------------------------------------------------
 
 
-@rows
+@pytest.mark.parametrize(
+    "family", sorted({*ARCHITECTURES, *constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING})
+)
 def test_default_targets_are_peft_s_or_it_is_said_why_not(family: str) -> None:
     theirs = constants.TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(family)
-    ours = ARCHITECTURES[family].query_and_value
-    assert (theirs != list(ours)) == (family in NOT_PEFT_S_TARGETS), theirs
-    assert (theirs is None) == (NOT_PEFT_S_TARGETS.get(family) == "peft has no default")
+    if family in NOT_IN_TRANSFORMERS:
+        with pytest.raises(ValueError, match="Unrecognized model identifier"):
+            AutoConfig.for_model(family)
+        assert family not in ARCHITECTURES
+        return
+    ours = ARCHITECTURES[family].lora_targets
+    assert (theirs != (ours if isinstance(ours, str) else list(ours))) == (family in NOT_PEFT_S_TARGETS), theirs
+    assert (theirs is None) == (NOT_PEFT_S_TARGETS.get(family) == NO_DEFAULT)
+    assert find_targets(make_tiny(family), None)
 
 
-@rows
+@pytest.mark.parametrize(
+    "family", sorted({*ARCHITECTURES, *constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING})
+)
 def test_peft_s_places_of_ia3(family: str) -> None:
     theirs = constants.TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING.get(family)
     inputs = constants.TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.get(family)
-    ours = ARCHITECTURES[family].peft_ia3
-    assert (None if ours is None else list(ours)) == theirs
-    assert (None if ours is None else list(ours[-1:])) == inputs
+    if family in NOT_IN_TRANSFORMERS:
+        return
+    row = ARCHITECTURES[family]
+    assert (None if row.peft_ia3 is None else list(row.peft_ia3)) == theirs
+    assert (None if row.peft_ia3 is None else list(row.peft_ia3_inputs)) == inputs
+
+
+@rows
+def test_ia3_has_places_or_is_refused(family: str) -> None:
+    row = ARCHITECTURES[family]
+    if row.ia3_places is None:
+        assert row.down is None or (row.fused and not row.thirds)
+        with pytest.raises(MethodError, match=f"no default places for a model of type '{family}'"):
+            inject(make_tiny(family), IA3Config())
+        return
+    outputs, inputs = IA3Config(queries=row.thirds).find_layers(make_tiny(family))
+    blocks = 2 if row.cross is None else 6
+    each = 1 if row.thirds else 2
+    assert len(outputs) == each * blocks + (0 if row.cross is None else each * 3) and len(inputs) == blocks
+
+
+# --- bottleneck adapters --------------------------------------------------------------------------------------------
+
+ADAPTERS: dict[str, type[BottleneckConfig]] = {
+    "houlsby": HoulsbyConfig,
+    "pfeiffer": PfeifferConfig,
+    "parallel": ParallelAdapterConfig,
+}
+PLACES = [
+    (family, method)
+    for family, row in ARCHITECTURES.items()
+    if row.adapters is not None
+    for method in ADAPTERS
+    if method == "houlsby" or row.adapters.feed_forward is not None
+]
+
+
+def first(model: nn.Module, path: str) -> Any:
+    return next(iter(in_blocks(model, path).values()))
+
+
+def record(module: nn.Module, into: dict[str, torch.Tensor], key: str) -> None:
+    """Keep the input and the output of a module's first run."""
+
+    def keep(_: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(inputs[0], torch.Tensor):
+            into.setdefault(f"into {key}", inputs[0].detach().clone())  # Falcon adds in place
+        if isinstance(output, torch.Tensor):
+            into.setdefault(key, output.detach().clone())
+
+    module.register_forward_hook(keep)
+
+
+@pytest.mark.parametrize(("family", "method"), PLACES)
+@torch.no_grad()
+def test_an_adapter_reads_and_adds_where_its_method_says(family: str, method: str) -> None:
+    """Seen from outside: what enters the first adapters, and that a constant out of one is a bias of its layer."""
+    row = ARCHITECTURES[family]
+    assert row.adapters is not None
+    end = "mlp" if row.down is None else row.down
+    bare, batch = make_tiny(family), make_batch(make_tiny(family))
+    seen: dict[str, torch.Tensor] = {}
+    record(first(bare, row.attention.output), seen, "attention")
+    record(first(bare, end), seen, "h")
+    if row.adapters.norm_before is not None and row.adapters.feed_forward is not None:
+        name = next(iter(in_blocks(bare, row.adapters.feed_forward))).removesuffix(row.adapters.feed_forward)
+        record(bare.get_submodule(name + row.adapters.norm_before), seen, "norm")
+    elif method != "houlsby":
+        record(first(bare, row.norms[0]), seen, "x")
+        record(first(bare, row.norms[1]), seen, "block")
+    untuned = bare(**batch).logits
+
+    model = inject(make_tiny(family), ADAPTERS[method](size=5, initial_std=None))
+    assert torch.equal(model(**batch).logits, untuned) or relative(model(**batch).logits, untuned) < 1e-6
+    if method == "houlsby":
+        adapters = [first(model, path).adapter for path in row.adapters[:2]]
+    else:
+        adapters = [module for module in model.modules() if isinstance(module, Bottleneck)][:1]
+    read: dict[str, torch.Tensor] = {}
+    for number, adapter in enumerate(adapters):
+        record(adapter, read, str(number))
+    model(**batch)
+    x = seen["into norm"] if "into norm" in seen else seen.get("x", seen["h"])
+    expected = {
+        "houlsby": [seen["attention"], seen["h"]],
+        "pfeiffer": [seen["h"] + x if "into norm" in seen else seen.get("block", x)],
+        "parallel": [x],
+    }[method]
+    for number, z in enumerate(expected):
+        assert relative(read[f"into {number}"].view_as(z), z) < 1e-5, number
+
+    # A constant c out of the feed-forward network's adapter is c more in the bias of its last matrix.
+    adapter, shift = adapters[-1], torch.linspace(-1, 1, 32)
+    adapter.up.bias.copy_(shift / adapter.scaling)
+    twin = make_tiny(family)
+    first(twin, end).register_forward_hook(lambda *args: args[2] + shift)
+    assert relative(model(**batch).logits, twin(**batch).logits) < 1e-5
+    assert relative(model(**batch).logits, untuned) > 1e-3
+
+
+def test_adapters_that_need_a_module_for_the_feed_forward_network_say_so() -> None:
+    for family in ("bart", "opt", "bloom", "distilbert", "gptj"):
+        for config in (PfeifferConfig(), ParallelAdapterConfig()):
+            with pytest.raises(MethodError, match=f"no module of '{family}' takes the one and gives the other"):
+                inject(make_tiny(family), config)
+    shared = make_tiny("stablelm", use_parallel_residual=True)
+    with pytest.raises(MethodError, match="this stablelm has none of its own there"):
+        inject(shared, PfeifferConfig())
+    inject(shared, HoulsbyConfig())
 
 
 # --- equal to peft --------------------------------------------------------------------------------------------------
 
-
-def plain_name(peft_name: str) -> str:
-    name = peft_name.removeprefix("base_model.model.").replace(".base_layer.", ".base.")
-    return name.replace(".default", "").replace(".modules_to_save.", ".")
-
-
-def assert_equal_to_peft(family: str, config: MethodConfig, theirs: peft.PeftConfig) -> None:
-    """Same trained names; same loss, logits and gradients with the same numbers in them, bit for bit."""
-    ours, reference = inject(make_tiny(family), config), peft.get_peft_model(make_tiny(family), theirs).eval()
-    untuned = make_tiny(family)(**make_batch()).logits
-    mine = trainable_parameters(ours)
-    his = {plain_name(name): parameter for name, parameter in trainable_parameters(reference).items()}
-    assert set(mine) == set(his)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, parameter in mine.items():
-            parameter.add_(0.1 * noise(parameter, generator))
-            his[name].copy_(parameter)
-    outputs = [model(**make_batch()) for model in (ours, reference)]
-    assert torch.equal(outputs[0].logits, outputs[1].logits)
-    assert not torch.allclose(outputs[0].logits, untuned, rtol=1e-2)
-    for output in outputs:
-        output.loss.backward()
-    for name, parameter in mine.items():
-        gradient = his[name].grad
-        assert parameter.grad is not None and gradient is not None, name
-        assert torch.equal(parameter.grad, gradient), name
+MODELS = [(family, task) for family in ARCHITECTURES for task in tasks_of(family)]
+#: For each model one method, in turn, so that each family and each method has its share of `make test`.
+SAMPLE = [(*model, list(METHODS)[number % len(METHODS)]) for number, model in enumerate(MODELS)]
+LORA = [(*model, "LoRA") for model in MODELS if model[1] != "language model"]
+STORED = Path(__file__).with_name("every_architecture.json")
 
 
-@rows
-@pytest.mark.parametrize("targets", [None, "all-linear"], ids=["default", "all"])
-def test_lora_equals_peft(family: str, targets: str | None) -> None:
-    theirs: Any = targets
-    if targets is None and family in NOT_PEFT_S_TARGETS:
-        theirs = list(ARCHITECTURES[family].query_and_value)
-    if targets == "all-linear" and family == "distilbert":  # peft would wrap pre_classifier, which it also trains
-        theirs = list(find_targets(make_tiny(family), targets))
-    config: Any = peft.LoraConfig(
-        r=3, lora_alpha=7, fan_in_fan_out=family == "gpt2", target_modules=theirs, task_type="SEQ_CLS"
-    )
-    assert_equal_to_peft(family, LoRAConfig(rank=3, alpha=7, targets=targets), config)
+@pytest.mark.parametrize("case", sorted({*SAMPLE, *LORA}), ids=", ".join)
+def test_a_method_equals_peft_or_is_refused(case: tuple[str, str, str]) -> None:
+    kind, reason = every_architecture.outcome(*case)
+    assert kind in ("equal", "holds", "refused"), reason
+    stored: dict[str, Any] = json.loads(STORED.read_text("utf-8"))
+    refused = {name for names in stored["refused"].values() for name in names}
+    assert (kind == "refused") == (", ".join(case) in refused), reason
 
 
-@rows
-def test_ia3_equals_peft_or_is_refused(family: str) -> None:
-    row = ARCHITECTURES[family]
-    if row.ia3_places is None:
-        with pytest.raises(MethodError, match=f"no default places for a model of type '{family}'"):
-            inject(make_tiny(family), IA3Config())
-        return
-    config = IA3Config(queries=row.thirds)
-    outputs, inputs = config.find_layers(make_tiny(family))
-    assert len(outputs) == (2 if row.thirds else 4) and len(inputs) == 2
-    theirs = peft.IA3Config(
-        target_modules=[*outputs, *inputs],
-        feedforward_modules=list(inputs),
-        fan_in_fan_out=family == "gpt2",
-        modules_to_save=list(row.head),
-    )
-    assert_equal_to_peft(family, config, theirs)
+def test_the_last_run_over_all_of_them_has_no_failure() -> None:
+    stored = json.loads(STORED.read_text("utf-8"))
+    assert "fails" not in stored["counts"] and "fails" not in stored
+    assert stored["families"] == len(ARCHITECTURES) and stored["models"] == len(MODELS)
+    assert sum(stored["counts"].values()) == len(MODELS) * len(METHODS)
 
 
-# --- checkpoints ----------------------------------------------------------------------------------------------------
+def test_a_difference_from_peft_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = every_architecture.twin_of
 
+    def stronger(*case: Any) -> Any:
+        config = right(*case)
+        config.lora_alpha = 7.001
+        return config
 
-@rows
-def test_a_checkpoint_goes_to_peft_and_comes_back(family: str, tmp_path: Path) -> None:
-    model, batch = inject(make_tiny(family), LoRAConfig(rank=3, alpha=7)), make_batch()
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in trainable_parameters(model).values():
-            parameter.add_(0.1 * noise(parameter, generator))
-    expected = model(**batch).logits
-    folder = save(model, tmp_path / "ours")
-    reference = peft.PeftModel.from_pretrained(make_tiny(family), folder).eval()
-    assert torch.equal(reference(**batch).logits, expected)
-    assert torch.equal(load(make_tiny(family), folder)(**batch).logits, expected)
-    assert not torch.allclose(make_tiny(family)(**batch).logits, expected, rtol=1e-2)
-    reference.save_pretrained(str(tmp_path / "theirs"))
-    assert torch.equal(load(make_tiny(family), tmp_path / "theirs")(**batch).logits, expected)
+    monkeypatch.setattr(every_architecture, "twin_of", stronger)
+    kind, reason = every_architecture.outcome("bert", "classifier", "LoRA")
+    assert kind == "fails" and "logits differ" in reason

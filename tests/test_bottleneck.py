@@ -19,8 +19,8 @@ from torch import nn
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
-    DistilBertConfig,
-    DistilBertForSequenceClassification,
+    FNetConfig,
+    FNetForSequenceClassification,
     MistralConfig,
     MistralForSequenceClassification,
     Qwen2Config,
@@ -295,10 +295,10 @@ def test_merging_is_refused_with_the_reason(method: str) -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_unknown_architecture_is_refused_and_unchanged(method: str) -> None:
-    unknown = DistilBertForSequenceClassification(
-        DistilBertConfig(vocab_size=64, dim=32, hidden_dim=48, n_layers=1, n_heads=4)
+    unknown = FNetForSequenceClassification(
+        FNetConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=1)
     )
-    for model, named in ((unknown, "'distilbert'"), (nn.Sequential(nn.Linear(2, 2)), "'Sequential'")):
+    for model, named in ((unknown, "'fnet'"), (nn.Sequential(nn.Linear(2, 2)), "'Sequential'")):
         names = [name for name, _ in model.named_modules()]
         with pytest.raises(
             MethodError, match=rf"adapters must know how a block is built, and {named} is unknown.*bert,"

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from course_utils.checkpoints.errors import CheckpointError
-from course_utils.checkpoints.formats import Format, task_of, with_peft_s_head
+from course_utils.checkpoints.formats import Format, taken_for_experts, task_of, with_peft_s_head
 from course_utils.checkpoints.table import EVERY_METHOD, PEFT_FORMATS
 from course_utils.checkpoints.tied import refuse_what_peft_unties, tied_names, without_twins
 from course_utils.methods import MethodConfig, MethodError, inject, trainable_parameters
@@ -55,6 +55,13 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         warnings.warn(
             f"peft has no task for {type(model).__name__}, and without one it ignores virtual tokens. So the "
             "checkpoint is in the course's own format, which peft does not read",
+            stacklevel=2,
+        )
+        row = None
+    if row is not None and (taken := taken_for_experts(row, model)):
+        warnings.warn(
+            f"peft takes {taken} for experts of the mixture, as older versions of transformers called them, and would "
+            "put the checkpoint there. So it is in the course's own format, which peft does not read",
             stacklevel=2,
         )
         row = None

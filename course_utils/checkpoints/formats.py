@@ -38,6 +38,7 @@ _TASKS = {
     "CausalLM": "CAUSAL_LM",
     "LMHeadModel": "CAUSAL_LM",
     "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "MarianMTModel": "SEQ_2_SEQ_LM",
 }
 _REQUIRED: Any = object()
 
@@ -215,6 +216,20 @@ def task_of(model: nn.Module) -> str | None:
     task = next((task for end, task in _TASKS.items() if name.endswith(end)), None)
     two_stacks = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     return None if task == "SEQ_2_SEQ_LM" and not two_stacks else task
+
+
+def taken_for_experts(row: Format, model: nn.Module) -> str:
+    """An adapted layer of a family with experts that peft would take for one of those, or "".
+
+    Mixtures of experts kept a layer for each before transformers 5. For LoRA peft reads a target with an old name of
+    these, whatever stands before it, as the tensor that holds all experts now. Families such as DeepSeek-V3 have plain
+    layers of the same names as well.
+    """
+    counts = ("num_experts", "num_local_experts", "n_routed_experts")
+    if row.peft_type != "LORA" or not any(hasattr(getattr(model, "config", None), count) for count in counts):
+        return ""
+    old_names = ("gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3")
+    return next((name for name in row.layers(model) if name.rpartition(".")[2] in old_names), "")
 
 
 def head_from_peft(names: Sequence[str], model: nn.Module) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from course_utils.methods.ia3 import query_width
 QUERIES = "scale_queries"
 #: What peft takes where a header names no modules: all that is scaled, and which of it on the input. For BERT and
 #: RoBERTa that is more than the paper scales: "output.dense" is also the end of attention.output.dense.
-PEFT_DEFAULTS = {kind: (row.peft_ia3, row.peft_ia3[-1:]) for kind, row in ARCHITECTURES.items() if row.peft_ia3}
+PEFT_DEFAULTS = {kind: (row.peft_ia3, row.peft_ia3_inputs) for kind, row in ARCHITECTURES.items() if row.peft_ia3}
 
 
 class IA3Format(Format):

@@ -40,8 +40,16 @@ SAME_BACKBONE = {
         "when saving.",
     )
 }
-ONE_STACK = {"num_transformer_submodules": Only((None, 1), "is for encoder and decoder, which the course leaves out")}
+STACKS = {"num_transformer_submodules": Only((None, 1, 2), "is more than an encoder and a decoder")}
 SIZES = ("token_dim", "num_attention_heads", "num_layers")
+
+#: What "all-linear" or a list of names shall not take. (peft's VeRA has no such setting; there the list says it all.)
+EXCLUDE = Setting(
+    "exclude_modules",
+    None,
+    read=lambda names: tuple(names) if isinstance(names, list) else names,
+    write=lambda names: list(names) if isinstance(names, tuple) else names,
+)
 
 # --- methods that wrap layers ---------------------------------------------------------------------------------------
 
@@ -53,6 +61,7 @@ LORA = Format(
         "alpha": Setting("lora_alpha"),
         "dropout": Setting("lora_dropout", 0.0),
         "rank_stabilized": Setting("use_rslora", False),
+        "exclude": EXCLUDE,
     },
     methods.LoRALinear,
     constants={"bias": "none"},
@@ -100,6 +109,7 @@ ADALORA = AdaLoRAFormat(
         "orthogonality": Setting("orth_reg_weight", 0.5),
         "alpha": Setting("lora_alpha", 8),
         "dropout": Setting("lora_dropout", 0.0),
+        "exclude": EXCLUDE,
     },
     methods.AdaLoRALinear,
     constants={"bias": "none"},
@@ -141,7 +151,7 @@ PROMPT_TUNING = PromptFormat(
         "init": Setting("prompt_tuning_init", "RANDOM", read=lambda _: "random", write=lambda _: "RANDOM"),
     },
     constants={"num_transformer_submodules": 1},
-    only=ONE_STACK,
+    only=STACKS,
     ignored={
         "the shape of the table shows it": SIZES,
         BEGAN: ("prompt_tuning_init_text", "tokenizer_name_or_path", "tokenizer_kwargs"),
@@ -160,7 +170,7 @@ P_TUNING = PTuningFormat(
         "lstm_dropout": Setting("encoder_dropout", 0.0),
     },
     constants={"num_transformer_submodules": 1},
-    only=ONE_STACK,
+    only=STACKS,
     ignored={"the shape of the table shows it": SIZES},
     by_code=("pool",),
     extra_file=ENCODER_FILE,

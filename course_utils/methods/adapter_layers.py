@@ -89,7 +89,7 @@ class TrainedNorm(_Unmergeable):
     @property
     def bias(self) -> torch.Tensor | None:
         """The trained shift, where there is one."""
-        shift: torch.Tensor | None = self.trained.bias
+        shift: torch.Tensor | None = getattr(self.trained, "bias", None)
         return shift
 
     def forward(self, z: torch.Tensor) -> torch.Tensor:
@@ -104,5 +104,5 @@ def in_blocks(model: nn.Module, place: str) -> dict[str, nn.Module]:
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether this is a layer normalisation; Llama's and its relatives' are called LlamaRMSNorm, Qwen2RMSNorm ..."""
-    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith("RMSNorm")
+    """Whether this is a layer normalisation; other classes' are called LlamaRMSNorm, T5LayerNorm ..."""
+    return isinstance(module, nn.LayerNorm) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))

@@ -10,7 +10,8 @@ BERT a normalisation follows: LN(h + x). The three methods differ in where the a
     Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, arXiv:2005.00247; He et al. 2022, arXiv:2110.04366
 
 GPT-2 and Llama normalise x before the sublayer and not the sum after it. There we follow the library `adapters`:
-Pfeiffer reads the plain sum h + x, and parallel reads x before its normalisation.
+Pfeiffer reads the plain sum h + x, and parallel reads x before its normalisation. Gemma 2 and 3 normalise h once more
+before the sum; h is what comes before that. In a decoder of T5 the attention to the encoder gets no adapter, as there.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ from course_utils.methods.adapter_layers import (
     is_norm,
 )
 from course_utils.methods.architecture_row import AdapterPlaces
+from course_utils.methods.architectures import model_type
 from course_utils.methods.base import AdaptedLayer
 from course_utils.methods.bottleneck import BottleneckConfig
+from course_utils.methods.errors import MethodError
 from course_utils.methods.targets import find_head
 
 
@@ -89,10 +92,20 @@ class ParallelAdapterConfig(BottleneckConfig):
 
 def _one_a_block(config: BottleneckConfig, model: nn.Module, places: AdapterPlaces) -> dict[str, AdaptedLayer]:
     """One adapter in each block, at the feed-forward network, which reads x or the sum."""
+    if places.feed_forward is None:
+        raise MethodError(
+            f"{config.name} read what goes into the feed-forward network beside what comes out, and no module of "
+            f"{model_type(model)!r} takes the one and gives the other. Use HoulsbyConfig, which reads the end alone"
+        )
     feed_forwards = in_blocks(model, places.feed_forward)
     if places.norm_before is None:
         return {name: AdaptedOutput(module, model, config) for name, module in feed_forwards.items()}
-    norms = in_blocks(model, places.norm_before)
-    return {name: NormAndInput(module) for name, module in norms.items()} | {
-        name: AdaptedFeedForward(module, model, config) for name, module in feed_forwards.items()
-    }
+    norms = {name.removesuffix(places.feed_forward) + places.norm_before for name in feed_forwards}
+    try:
+        before: dict[str, AdaptedLayer] = {name: NormAndInput(model.get_submodule(name)) for name in sorted(norms)}
+    except AttributeError as error:  # a variant of StableLM hands one normalised x to both of its sublayers
+        raise MethodError(
+            f"{config.name} need a normalisation before the feed-forward network, and this {model_type(model)} has "
+            "none of its own there. Use HoulsbyConfig"
+        ) from error
+    return before | {name: AdaptedFeedForward(module, model, config) for name, module in feed_forwards.items()}

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from course_utils.methods.errors import MethodError, refuse_foreign_weights
+from course_utils.methods.guards import put_guards
 from course_utils.methods.targets import find_head
 from course_utils.methods.trial import Bare, refuse_without_effect
 
@@ -145,6 +146,7 @@ def inject(model: nn.Module, config: MethodConfig, *, seed: int = 0) -> nn.Modul
     if config.head is None:
         model.new_modules = head  # type: ignore[assignment]
     model.tuning = config  # type: ignore[assignment]
+    put_guards(model, saving=any(isinstance(module, AdaptedLayer) for module in model.modules()))
     return model
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from course_utils.methods.base import AdaptedLayer, MethodConfig
 from course_utils.methods.errors import MethodError
+from course_utils.methods.guards import remove_guards
 from course_utils.methods.targets import replace_module
 
 
@@ -40,6 +41,7 @@ def merge(model: nn.Module) -> nn.Module:
     for name, layer in merged.items():
         replace_module(model, name, layer)
     model.tuning = None  # type: ignore[assignment]
+    remove_guards(model)
     return model
 
 
@@ -61,6 +63,7 @@ def eject(model: nn.Module) -> nn.Module:
     for name, module in {name: module.removed() for name, module in adapted.items()}.items():
         replace_module(model, name, module)
     model.tuning = None  # type: ignore[assignment]
+    remove_guards(model)
     return model
 
 

@@ -10,7 +10,10 @@ An attention head computes ``softmax(q Kᵀ / √d) V``. Prefix tuning freezes t
     table = W₂ tanh(W₁ E + b₁) + b₂           reparameterised: a small network computes it, E: (k, width)
 
 The rows belong to no word, so they are called virtual tokens. The text follows them at positions k, k + 1, ...: a BERT
-with 512 positions reads 512 - k tokens. Padding on the left does not count (in peft it does, and changes the result).
+with 512 positions reads 512 - k tokens. Padding on the left does not count (in peft it does, and changes the result);
+where layers see a window of the last positions only, it is refused once it would push the prefix out of the window.
+
+In an encoder-decoder the rows stand in the decoder's attention to what it has written, as in peft.
 
 E is drawn from N(0, 1), as in peft. No initialisation leaves the model as it was: a row of zeros has the score 0, and
 its share of the attention, ``e⁰ / (k e⁰ + Σ e^score)``, is taken from the text.
@@ -29,9 +32,8 @@ from torch import nn
 
 from course_utils.methods.base import trainable_dtype
 from course_utils.methods.errors import MethodError, check_share, check_whole_number
-from course_utils.methods.prefix_body import PrefixBody, PrefixTable, check_prefix, prefix_shape
-from course_utils.methods.targets import find_body
-from course_utils.methods.virtual_tokens import word_embeddings
+from course_utils.methods.prefix_body import PrefixBody, PrefixDecoder, PrefixTable, check_prefix, prefix_shape
+from course_utils.methods.virtual_tokens import find_stack, is_encoder_decoder, word_embeddings
 from course_utils.methods.wrapping import WrappingConfig
 
 INITIALISATIONS = ("normal", "zero")
@@ -69,15 +71,16 @@ class PrefixTuningConfig(WrappingConfig):
                 raise MethodError("mid_dim is the width of the network, which is off; set reparameterize=True with it")
 
     def wrappers(self, model: nn.Module) -> dict[str, PrefixBody]:
-        """The body of the model in a `PrefixBody`."""
-        name, body = find_body(model)
+        """The body of the model in a `PrefixBody`, or the decoder in a `PrefixDecoder`."""
+        name, body = find_stack(model, "decoder")
         check_prefix(body, self.virtual_tokens)
         self._check_that_rows_can_differ(body)
-        layers, heads, head_size = prefix_shape(body.config)  # type: ignore[arg-type]  # nn.Module does not know it
+        layers, heads, head_size = prefix_shape(body.config)
         encoder = PrefixEncoder(self, 2 * layers * heads * head_size, heads * head_size)
         words = word_embeddings(body)
         encoder.to(words.weight.device, trainable_dtype(words.weight))
-        return {name: PrefixBody(body, encoder, self.dropout_of_prefix())}
+        wrapper = PrefixDecoder if is_encoder_decoder(model) else PrefixBody
+        return {name: wrapper(body, encoder, self.dropout_of_prefix())}
 
     def _check_that_rows_can_differ(self, body: nn.Module) -> None:
         if self.init != "zero" or self.virtual_tokens == 1 or self.reparameterize or self.dropout_of_prefix():

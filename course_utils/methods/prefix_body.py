@@ -25,6 +25,7 @@ from course_utils.methods.virtual_tokens import (
     position_range,
     take_cache,
     text_positions,
+    window,
     word_embeddings,
 )
 
@@ -58,6 +59,7 @@ class PrefixBody(AdaptedBody):
         self.positions = position_range(base)
         self.cache_name = cache_name(base)
         self.shape = prefix_shape(self.base.config)
+        self.window = window(base.config)
         self.prefix = prefix
         self.dropout = nn.Dropout(dropout)
 
@@ -78,6 +80,7 @@ class PrefixBody(AdaptedBody):
         seen = cached_positions(given)  # above 0 while generate goes on: the cache holds the prefix already
         check_length(self.positions, k, max(seen - k, 0) + tokens)
         mask = extend_mask(attention_mask, k)
+        self._refuse_padding_in_the_window(attention_mask)
         if (
             position_ids is None and attention_mask is not None
         ):  # the text follows the prefix, padded on the left or not
@@ -98,6 +101,18 @@ class PrefixBody(AdaptedBody):
             setattr(output, self.cache_name, None)  # Llama hands every cache back, even if none was asked for
         return output
 
+    def _refuse_padding_in_the_window(self, attention_mask: torch.Tensor | None) -> None:
+        """In the cache the prefix stands before the padding, and a window counts positions, padding or not."""
+        if self.window is None or attention_mask is None:
+            return
+        if self.prefix.virtual_tokens + attention_mask.shape[1] <= self.window or bool(attention_mask[:, 0].all()):
+            return
+        raise MethodError(
+            f"layers of this model see {self.window} positions at a time, and padding on the left would push the "
+            "prefix out of their sight. Give texts of one length, one text at a time, or use prompt tuning, whose "
+            "virtual tokens stand behind the padding"
+        )
+
     def keys_and_values(self, batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """For each layer the keys and the values of the prefix, each (batch, heads, k, head size)."""
         layers, heads, head_size = self.shape
@@ -107,11 +122,52 @@ class PrefixBody(AdaptedBody):
         return zip(table[0::2], table[1::2], strict=True)  # keys of layer 0, its values, keys of layer 1 ...
 
 
-def prefix_shape(config: transformers.PretrainedConfig) -> tuple[int, int, int]:
-    """Layers, heads and head size of the keys. With grouped queries there are fewer heads of keys than of queries."""
+class PrefixDecoder(PrefixBody):
+    """The decoder of an encoder-decoder, which finds the prefix before what it has written, in every layer.
+
+    As in peft: the paper puts prefixes into the encoder and before what the decoder reads of it, too.
+    """
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        *,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **inputs: Any,
+    ) -> Any:
+        """Run the decoder; the cache that it is given has a part for the prefix and one for the encoder."""
+        if self.training:
+            refuse_gradient_checkpointing(self.base)
+        batch, tokens = (inputs["inputs_embeds"] if input_ids is None else input_ids).shape[:2]
+        k = self.prefix.virtual_tokens
+        given = take_cache(inputs)
+        seen = cached_positions(given)
+        check_length(self.positions, k, max(seen - k, 0) + tokens)
+        own, read = transformers.DynamicCache(), transformers.DynamicCache()
+        cache: Any = transformers.EncoderDecoderCache(own, read) if given is None else given
+        if not seen:
+            for layer, (keys, values) in enumerate(self.keys_and_values(batch)):
+                cache.self_attention_cache.update(keys, values, layer)
+        inputs |= {self.cache_name: cache} | ({} if position_ids is None else {"position_ids": position_ids + k})
+        output = self.base(input_ids, attention_mask=extend_mask(attention_mask, k), **inputs)
+        if given is None and not inputs.get("use_cache"):
+            setattr(output, self.cache_name, None)
+        return output
+
+
+def prefix_shape(config: Any) -> tuple[int, int, int]:
+    """Layers, heads and head size of the keys. With grouped queries there are fewer heads of keys than of queries.
+
+    Args:
+        config: of the body, or of the decoder.
+    """
+    if hasattr(config, "decoder_layers"):  # BART and its relatives
+        return config.decoder_layers, config.decoder_attention_heads, config.d_model // config.decoder_attention_heads
     architecture = ARCHITECTURES.get(config.model_type)
     key_heads = grouped_key_heads if architecture is None else architecture.key_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_size = getattr(config, "head_dim", None) or getattr(config, "d_kv", None)  # the second: T5
+    head_size = head_size or config.hidden_size // config.num_attention_heads
     return config.num_hidden_layers, key_heads(config), head_size
 
 
@@ -122,6 +178,11 @@ def check_prefix(body: nn.Module, k: int) -> None:
         raise MethodError(
             f"{type(body).__name__} cannot start from given keys and values, so it takes no "
             "prefix. Use BERT, RoBERTa, GPT-2 or a model of the Llama family, or use LoRA"
+        )
+    if getattr(body.config, "attention_type", None) == "block_sparse":
+        raise MethodError(
+            f"the attention of {type(body).__name__} is computed in blocks of the text alone, so no block would see a "
+            'prefix. Load the model with attention_type="original_full", or use LoRA'
         )
     refuse_gradient_checkpointing(body)
     check_length(position_range(body), k, tokens=1)

@@ -15,6 +15,9 @@ Three things differ from peft on purpose:
 * Padding on the left stands before P, not between P and the text, as if it were not there. peft counts its positions,
   which moves P away from the text, and `generate` then answers a padded row otherwise than the row alone.
 * A language model's first real token has no loss here. In peft the last virtual token predicts it.
+
+In an encoder-decoder P stands before the text that the encoder reads, [P; E(x)], and the decoder attends to k vectors
+more. peft's table has k rows more there, for the decoder, and never uses them.
 """
 
 from __future__ import annotations
@@ -29,16 +32,20 @@ from transformers.utils import ModelOutput
 
 from course_utils.methods.base import trainable_dtype
 from course_utils.methods.errors import MethodError, check_choice, check_whole_number
-from course_utils.methods.targets import find_body
 from course_utils.methods.virtual_tokens import (
     AdaptedBody,
+    behind_padding,
     cache_name,
     cached_positions,
     check_length,
     extend_mask,
+    find_stack,
+    is_encoder_decoder,
     position_range,
+    refuse_other_memories,
     take_cache,
     text_positions,
+    window,
     word_embeddings,
 )
 from course_utils.methods.wrapping import WrappingConfig
@@ -61,9 +68,9 @@ class VirtualPromptConfig(WrappingConfig):
         check_whole_number(self.virtual_tokens, "virtual_tokens")
         check_choice(self.pool, "pool", ("text", "peft"))
 
-    def wrappers(self, model: nn.Module) -> dict[str, PromptBody]:
-        """The body in a `PromptBody`."""
-        name, body = find_body(model)
+    def wrappers(self, model: nn.Module) -> dict[str, AdaptedBody]:
+        """The body in a `PromptBody`; of an encoder-decoder both parts."""
+        name, body = find_stack(model, "encoder")
         if self.pool == "peft" and not pools_first_token(model):
             raise MethodError(
                 f"pool='peft' is for classifiers that pool the first token (BERT, RoBERTa), and {type(model).__name__} "
@@ -72,6 +79,9 @@ class VirtualPromptConfig(WrappingConfig):
         words = word_embeddings(body)
         check_length(position_range(body), self.virtual_tokens, tokens=1)
         prompt = self.new_prompt(words).to(words.weight.device, trainable_dtype(words.weight))
+        if is_encoder_decoder(model):
+            reader, decoder = find_stack(model, "decoder")
+            return {name: PromptedEncoder(body, prompt, self), reader: ReadingDecoder(decoder, self.virtual_tokens)}
         return {name: PromptBody(body, prompt, self)}
 
     @abstractmethod
@@ -95,6 +105,7 @@ class PromptBody(AdaptedBody):
         self.pool = config.pool
         self.positions = position_range(base)
         self.cache_name = cache_name(base)
+        self.windowed = window(base.config) is not None
 
     def forward(
         self,
@@ -107,6 +118,7 @@ class PromptBody(AdaptedBody):
         **others: Any,
     ) -> ModelOutput:
         """Run the body on [P; E(x)] and cut P off again."""
+        refuse_other_memories(self.base, others)
         cache = take_cache(others)
         k, cached = self.k, cached_positions(cache)  # above 0 while generate goes on: the cache holds P
         x = word_embeddings(self.base)(input_ids) if inputs_embeds is None else inputs_embeds
@@ -124,6 +136,10 @@ class PromptBody(AdaptedBody):
                 position_ids = torch.cat((prompt_positions, position_ids), dim=1)
             if token_type_ids is not None:
                 token_type_ids = nn.functional.pad(token_type_ids, (k, 0))  # P is of type 0, as the first sentence
+        if self.windowed and attention_mask is not None and mask is not None and position_ids is not None:
+            mask = behind_padding(mask, attention_mask, k)
+            if not cached:
+                x, position_ids = (behind_padding(t, attention_mask, k) for t in (x, position_ids))
         inputs = {
             "attention_mask": mask,
             "position_ids": position_ids,
@@ -144,6 +160,62 @@ class PromptBody(AdaptedBody):
         return output
 
 
+class PromptedEncoder(AdaptedBody):
+    """The encoder of an encoder-decoder, which reads [P; E(x)]. Its k positions more are for the decoder to see.
+
+    Args:
+        base: the encoder.
+        prompt: a module that returns P, (k, hidden).
+        config: the settings.
+    """
+
+    def __init__(self, base: nn.Module, prompt: nn.Module, config: VirtualPromptConfig) -> None:
+        super().__init__(base)
+        self.prompt = prompt
+        self.k = config.virtual_tokens
+        self.positions = position_range(base)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,  # (batch, tokens)
+        *,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **others: Any,
+    ) -> Any:
+        """Run the encoder on [P; E(x)]; padding on the left comes before P."""
+        x = word_embeddings(self.base)(input_ids) if inputs_embeds is None else inputs_embeds
+        check_length(self.positions, self.k, x.shape[1])
+        x = torch.cat((self.prompt().to(x.dtype).expand(len(x), -1, -1), x), dim=1)  # (batch, k + tokens, hidden)
+        mask = extend_mask(attention_mask, self.k)
+        if attention_mask is not None and mask is not None:
+            x, mask = behind_padding(x, attention_mask, self.k), behind_padding(mask, attention_mask, self.k)
+        return self.base(inputs_embeds=x, attention_mask=mask, **others)
+
+
+class ReadingDecoder(AdaptedBody):
+    """The decoder beside a `PromptedEncoder`: what it may attend to there is k positions longer.
+
+    Args:
+        base: the decoder.
+        k: how many.
+    """
+
+    def __init__(self, base: nn.Module, k: int) -> None:
+        super().__init__(base)
+        self.k = k
+
+    def forward(self, *inputs: Any, encoder_attention_mask: torch.Tensor | None = None, **others: Any) -> Any:
+        """Run the decoder with the longer mask."""
+        mask = extend_mask(encoder_attention_mask, self.k)
+        if encoder_attention_mask is not None and mask is not None:
+            mask = behind_padding(mask, encoder_attention_mask, self.k)
+        return self.base(*inputs, encoder_attention_mask=mask, **others)
+
+
 def pools_first_token(model: nn.Module) -> bool:
-    """Whether this classifier of texts reads the first token (BERT, RoBERTa); those with `score` read the last."""
-    return type(model).__name__.endswith("ForSequenceClassification") and hasattr(model, "classifier")
+    """Whether this classifier of texts reads the first token (BERT, RoBERTa, XLM); those with `score` read the last."""
+    summary = getattr(getattr(model, "config", None), "summary_type", None)
+    return type(model).__name__.endswith("ForSequenceClassification") and (
+        hasattr(model, "classifier") or summary == "first"
+    )

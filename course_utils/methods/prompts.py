@@ -59,7 +59,8 @@ class PromptTuningConfig(VirtualPromptConfig):
                 "made by the tokenizer of another model?"
             )
         repeated = (ids * math.ceil(k / len(ids)))[:k]
-        return PromptTable(words.weight.detach()[list(repeated)])
+        with torch.no_grad():  # the module and not its table: Gemma and BART multiply each row by a factor
+            return PromptTable(words(torch.tensor(repeated, device=words.weight.device)))
 
 
 class PromptTable(nn.Module):

@@ -23,6 +23,7 @@ from torch import nn
 
 from course_utils.methods.base import AdaptedLayer
 from course_utils.methods.errors import MethodError, check_whole_number
+from course_utils.methods.guards import put_guards
 from course_utils.methods.lora import LoRAConfig
 from course_utils.methods.nf4_layer import NF4Linear
 from course_utils.methods.quantization import BLOCK
@@ -55,7 +56,7 @@ class QLoRAConfig(LoRAConfig):
 
     def apply(self, model: nn.Module) -> None:
         """Quantise the linear layers of the body, then wrap each target as LoRA does."""
-        find_targets(model, self.targets, self.head)  # raises before anything is changed
+        find_targets(model, self.targets, self.head, exclude=self.exclude)  # raises before anything is changed
         if not any(isinstance(module, NF4Linear) for module in model.modules()):
             head = (*find_head(model), *find_head(model, self.head))
             quantize(model, double=self.double, block_size=self.block_size, compute_dtype=self.compute_dtype, skip=head)
@@ -100,6 +101,7 @@ def quantize(
     for name, layer in layers.items():
         new = NF4Linear(layer, double=double, block_size=block_size, compute_dtype=compute_dtype)
         replace_module(model, name, new)
+    put_guards(model, saving=True)
     return model
 
 
@@ -108,6 +110,7 @@ def dequantize(model: nn.Module) -> nn.Module:
     for name, module in list(model.named_modules()):
         if isinstance(module, NF4Linear):
             replace_module(model, name, module.dequantized())
+    put_guards(model, saving=any(isinstance(module, AdaptedLayer) for module in model.modules()))
     return model
 
 

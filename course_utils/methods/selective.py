@@ -145,10 +145,10 @@ class BitFitConfig(MethodConfig):
             )
         if self.biases == "two":
             architecture = architecture_of(model)
-            if architecture is not None and architecture.fused:
+            if architecture is not None and architecture.fused and architecture.biased:
                 raise MethodError(
                     f"this model ({family}) keeps the biases of query, key and value in one parameter, "
-                    f"{architecture.query_and_value[0]}.bias, and a part of a parameter cannot be frozen. "
+                    f"{architecture.lora_targets[0]}.bias, and a part of a parameter cannot be frozen. "
                     "Use biases='all'."
                 )
             if architecture is None or architecture.two_biases is None:

@@ -40,7 +40,13 @@ def find_head(model: nn.Module, names: tuple[str, ...] | None = None) -> tuple[s
     return names
 
 
-def find_targets(model: nn.Module, targets: Targets | None, head: tuple[str, ...] | None = None) -> dict[str, Matrix]:
+def find_targets(
+    model: nn.Module,
+    targets: Targets | None,
+    head: tuple[str, ...] | None = None,
+    *,
+    exclude: Targets | None = None,
+) -> dict[str, Matrix]:
     """The linear layers that a method shall change.
 
     Args:
@@ -49,6 +55,8 @@ def find_targets(model: nn.Module, targets: Targets | None, head: tuple[str, ...
             `"attention.output.dense"`); or one regular expression for the whole dotted name; or `"all-linear"`; or
             None for the query and value projections of a known architecture.
         head: modules that are trained as they are and therefore are never targets. Default: all that is new.
+        exclude: what is left out of these: names or a pattern, which are read in the same way. Each must be the name
+            of some module.
 
     Returns:
         Dotted name → layer, in the model's order.
@@ -56,7 +64,17 @@ def find_targets(model: nn.Module, targets: Targets | None, head: tuple[str, ...
     Raises:
         TargetError: one of the names matches nothing. The message lists what exists.
     """
-    head = find_head(model, head)
+    found = _chosen(model, targets, find_head(model, head))
+    if exclude is None:
+        return found
+    left_out = _left_out(model, exclude)
+    kept = {name: module for name, module in found.items() if name not in left_out}
+    if found and not kept:
+        raise TargetError(f"exclude={exclude!r} leaves out all that targets={targets!r} names, so nothing is changed")
+    return kept
+
+
+def _chosen(model: nn.Module, targets: Targets | None, head: tuple[str, ...]) -> dict[str, Matrix]:
     linear = {
         name: module
         for name, module in model.named_modules()
@@ -66,11 +84,32 @@ def find_targets(model: nn.Module, targets: Targets | None, head: tuple[str, ...
         architecture = architecture_of(model)
         if architecture is None:
             raise TargetError(f"no default targets for a model of type {model_type(model)!r}. {_existing(linear)}")
-        targets = architecture.query_and_value
+        targets = architecture.lora_targets
     if targets == "all-linear":
         _warn_of_fused_weights(model)
         output = model.get_output_embeddings() if isinstance(model, transformers.PreTrainedModel) else None
         return {name: module for name, module in linear.items() if module is not output}
+    return _named(linear, targets, head)
+
+
+def _left_out(model: nn.Module, exclude: Targets) -> set[str]:
+    """The dotted names of all modules that `exclude` means."""
+    names = [name for name, _ in model.named_modules()]
+    if isinstance(exclude, str):
+        try:
+            return {name for name in names if re.fullmatch(exclude, name)}
+        except re.error as error:
+            raise TargetError(f"the pattern {exclude!r} is no regular expression: {error}") from None
+    if not isinstance(exclude, (tuple, list)):
+        raise TargetError(f"exclude must be a tuple of names, a pattern or None, got {exclude!r}")
+    for end in exclude:
+        if not any(_ends_with(name, end) for name in names):
+            raise TargetError(f"exclude names {end!r}, and no module of {type(model).__name__} is called so")
+    return {name for name in names if any(_ends_with(name, end) for end in exclude)}
+
+
+def _named(linear: dict[str, Matrix], targets: Targets, head: tuple[str, ...]) -> dict[str, Matrix]:
+    """The layers that these names end, or that this pattern matches."""
     if isinstance(targets, str):
         try:
             found = {name: module for name, module in linear.items() if re.fullmatch(targets, name)}

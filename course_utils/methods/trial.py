@@ -77,7 +77,7 @@ def refuse_without_effect(
             return set()
         raise MethodError(
             f"{type(model).__name__} computes a token without {method} and fails with it: {type(error).__name__}: "
-            f"{error}. Choose other layers (targets), or another method"
+            f"{error}. Choose other layers (targets, exclude), or another method"
         ) from error
     reached = _leaves(_results(output))
     read = head & _leaves(_tensors(output))
@@ -93,7 +93,7 @@ def refuse_without_effect(
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise MethodError(
             f"{method} would train {', '.join(lost[:3])}{more}, which {type(model).__name__} passes by: it has no part "
-            "in the output. Leave it out of the targets or of the head, or use another method"
+            "in the output. Leave it out of the targets (exclude), or of the head, or use another method"
         )
     return unread
 

@@ -10,6 +10,8 @@ A new method on linear layers is a configuration and a layer. Where it changes t
 
 from __future__ import annotations
 
+import inspect
+import re
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -41,13 +43,28 @@ class WrappingConfig(MethodConfig):
 
 
 def _refuse_layer_that_is_not_called(model: nn.Module, name: str) -> None:
-    """Raise `MethodError` for a layer inside a module of PyTorch that takes its weight and never calls it."""
-    parent = model.get_submodule(name.rpartition(".")[0])
+    """Raise `MethodError` for a layer inside a module that takes its weight and never calls it."""
+    path, _, child = name.rpartition(".")
+    parent = model.get_submodule(path)
+    if hasattr(parent, "A_log") and _takes_weight(parent, child):  # the trial on a processor calls the layer
+        raise MethodError(
+            f"{name} stands in a {type(parent).__name__}, whose kernels for the GPU take the layer's weight and pass "
+            f"by whatever is wrapped around it. Leave the layer out: exclude=({child!r},)"
+        )
     if isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer):  # the second in its fast path, in eval()
         raise MethodError(
             f"{name} stands in a {type(parent).__name__} of PyTorch, which computes with the layer's weight and passes "
             "by whatever is wrapped around it. Leave the layer out: targets=(...) with other names"
         )
+
+
+def _takes_weight(parent: nn.Module, child: str) -> bool:
+    """Whether the source of a state-space layer (Mamba) hands the weight of this part to a kernel."""
+    try:
+        source = inspect.getsource(type(parent))
+    except (OSError, TypeError):
+        return False
+    return re.search(rf"self\.{child}\.weight\b(?!\.(dtype|device|shape))", source) is not None
 
 
 @dataclass(frozen=True)
@@ -56,13 +73,15 @@ class TargetsConfig(WrappingConfig):
 
     Args:
         targets: the matrices to adapt, see `find_targets`; None means query and value.
+        exclude: which of them are left out, in the same words; None means none.
     """
 
     targets: Targets | None = None
+    exclude: Targets | None = None
 
     def wrappers(self, model: nn.Module) -> Mapping[str, AdaptedLayer]:
         """A wrapper for each target."""
-        layers = find_targets(model, self.targets, self.head)
+        layers = find_targets(model, self.targets, self.head, exclude=self.exclude)
         if not layers:
             raise TargetError(
                 f"{type(model).__name__} has no linear layer outside its head, so nothing would be changed"
