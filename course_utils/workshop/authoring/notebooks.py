@@ -341,6 +341,10 @@ def notebook_path(source: Path, kind: str) -> Path:
     return source.parents[1] / ("labs" if kind == "lab" else "solutions") / f"{source.stem}.ipynb"
 
 
+#: What a lab calls the link to its solution, and a solution the one to its lab.
+OTHER = {"lab": "its solution", "solution": "the lab itself"}
+
+
 def build(source: Path, kind: str) -> NotebookNode:
     """The notebook of a source, not executed.
 
@@ -364,7 +368,22 @@ def build(source: Path, kind: str) -> NotebookNode:
             cell.outputs, cell.execution_count = [], None
         elif kind == "solution" and position == 0:
             cell.source = re.sub(r"^# (.*)$", r"# \1, solved", cell.source, count=1, flags=re.MULTILINE)
+    notebook.cells[0].source += f"\n\n{_ways(source, kind)}"
     return notebook
+
+
+def _ways(source: Path, kind: str) -> str:
+    """Where one can go from here: the chapter's page, the other one of lab and solution, the ones before and after."""
+    other = {"lab": "solution", "solution": "lab"}[kind]
+    ways = [
+        f"[the chapter's page](../book/{source.stem}.md)",
+        f"[{OTHER[kind]}](../{other}s/{source.stem}.ipynb)",
+    ]
+    row = sources(source.parents[1])
+    place = row.index(source) if source in row else 0
+    ways += [f"[the {kind} before](./{before.stem}.ipynb)" for before in row[max(place - 1, 0) : place]]
+    ways += [f"[the next {kind}](./{after.stem}.ipynb)" for after in row[place + 1 : place + 2]]
+    return " · ".join(ways)
 
 
 def _identified(source: Path) -> list[NotebookNode]:

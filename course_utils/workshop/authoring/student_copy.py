@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from course_utils.errors import CourseError
-from course_utils.workshop.authoring.notebooks import AuthoringError, repository_root, to_stub
+from course_utils.workshop.authoring.notebooks import OTHER, AuthoringError, repository_root, to_stub
 
 _FILES = (
     "_config.yml",
@@ -59,6 +59,7 @@ never overwritten.
 Code: [MIT](LICENSE). Text and pictures: [CC BY 4.0](LICENSE-text.md).
 """
 _LINK = re.compile(r" · \*\*Solution:\*\* \{doc\}`[^`]*`")
+_WAY = re.compile(rf" · \[{OTHER['lab']}\]\([^)]*\)")
 _ENTRY = re.compile(r"^ *- file: solutions/.*\n(?: *title: .*\n)?", re.MULTILINE)
 
 
@@ -101,6 +102,8 @@ def copy(folder: Path) -> None:
     (folder / "Makefile").write_text(makefile((root / "Makefile").read_text(encoding="utf-8")), encoding="utf-8")
     for name in _FOLDERS:
         shutil.copytree(root / name, folder / name, ignore=shutil.ignore_patterns(*_LEFT_OUT), dirs_exist_ok=True)
+    for lab in (folder / "labs").glob("*.ipynb"):
+        lab.write_text(_WAY.sub("", lab.read_text(encoding="utf-8")), encoding="utf-8")
     toc = folder / "_toc.yml"
     toc.write_text(_ENTRY.sub("", toc.read_text(encoding="utf-8")), encoding="utf-8")
     for page in (folder / "book").glob("*.md"):
