@@ -38,6 +38,7 @@ FAST_SECONDS = 2.0
 #: Where the times of one run are written, when this variable names a file.
 VARIABLE = "COURSE_TEST_TIMES"
 _environment: dict[str, str] = {}
+_kernels: dict[str, str] = {}  # further variables that only notebooks get
 _times: dict[str, dict[str, Any]] = {}
 _before = 0.0
 _UNIT = pytest.StashKey[str]()
@@ -133,10 +134,12 @@ def is_slow(item: pytest.Item) -> bool:
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """A kernel starts with the environment that this process had: a test may have left something there."""
+    for name in _kernels:
+        os.environ.pop(name, None)
     if is_notebook(item):
         for name in set(os.environ) - set(_environment) - {"PYTEST_CURRENT_TEST"}:
             del os.environ[name]
-        os.environ.update(_environment)
+        os.environ.update(_environment | _kernels)
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
@@ -171,7 +174,7 @@ def pytest_configure(config: pytest.Config) -> None:
             folder = tempfile.mkdtemp(prefix="remembered-")
             remembered.prepare(Path(folder))
             config.stash[_REMEMBERED] = folder
-        _environment.update({"IPYTHONDIR": folder, remembered.FOLDER: folder})
+        _kernels.update({"IPYTHONDIR": folder, remembered.FOLDER: folder})
 
 
 @pytest.hookimpl(optionalhook=True)

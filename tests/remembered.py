@@ -12,6 +12,7 @@ nothing before that, so only the standard library is imported above.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.machinery
@@ -19,7 +20,7 @@ import os
 import random
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -171,9 +172,27 @@ def _take_apart(*things: Any) -> tuple[str, list[Any]]:
     said = hashlib.sha256()
     for thing in things:
         stream = io.BytesIO()
-        Pickler(stream, recurse=True).dump(thing)
+        with _hooks_numbered_anew(thing):
+            Pickler(stream, recurse=True).dump(thing)
         said.update(stream.getvalue())
     return said.hexdigest(), tensors
+
+
+@contextlib.contextmanager
+def _hooks_numbered_anew(thing: Any) -> Iterator[None]:
+    """A hook's number counts all hooks of the process; here it counts those of its module."""
+    kept: list[tuple[dict[str, Any], str, Any]] = []
+    for module in thing.modules() if hasattr(thing, "modules") else ():
+        hooks = {name: value for name, value in vars(module).items() if "_hooks" in name and isinstance(value, dict)}
+        numbers = sorted({number for value in hooks.values() for number in value})
+        for name, value in hooks.items():
+            kept.append((vars(module), name, value))
+            vars(module)[name] = type(value)((numbers.index(number), hook) for number, hook in value.items())
+    try:
+        yield
+    finally:
+        for owner, name, value in kept:
+            owner[name] = value
 
 
 def _hash(tensor: Any) -> str:

@@ -177,7 +177,7 @@ def test_accelerate_launch_trains_as_one_process_and_saves_once(tmp_path: Path) 
     [
         (["lara", "--out", "new"], "invalid choice: 'lara'"),
         (["lora"], "the following arguments are required: --out"),
-        (["lora", "--out", "new", "--batch-size", "0"], "must be at least 1, got 256 and 0"),
+        (["lora", "--out", "new", "--batch-size", "0"], "--batch-size must be at least 1, got 0"),
         (["lora", "--out", "."], "exists already; name a new folder"),
         (["lora", "--out", "new", "--rank", "two"], "argument --rank: invalid int value: 'two'"),
         (["ia3", "--out", "new", "--rank", "2"], "unrecognized arguments: --rank 2"),
@@ -194,7 +194,7 @@ def test_arguments_that_make_no_sense(arguments: list[str], said: str, capsys: p
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--texts", "99999"], r"there are \d+ training tweets; --texts asks for 99999"),
+        (["--texts", "99999"], r"there are \d+ training texts; --texts asks for 99999"),
         (["--learning-rate", "-1"], "expected learning_rate above 0, got -1.0"),
         (["--steps", "0"], "expected max_steps of at least 1"),
         (["--epochs", "0"], "expected epochs of at least 1, got 0"),

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from models import CLASSIFIERS, fill_lora, make, make_batch, relative, rounding
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from course_utils.methods import FullConfig, LoRAConfig, MethodConfig, PrefixTuningConfig, PromptTuningConfig, inject
 from course_utils.training import History, TrainingConfig, TrainingError, fit, needless
@@ -61,12 +63,66 @@ def test_one_token_in_the_last_layer_is_less_work() -> None:
 )
 def test_one_token_is_refused_where_more_are_read(kind: str, config: MethodConfig) -> None:
     model = inject(make(kind), config)
-    with pytest.raises(TrainingError, match="no last layer that could go on with one token"), first_token_only(model):
+    with (
+        pytest.raises(TrainingError, match="not known to have a head that reads the first token"),
+        first_token_only(model),
+    ):
         pass
     batch = make_batch(kind)
     usual = model(**batch).logits
     with quick(model):
         assert torch.allclose(model(**batch).logits, usual, atol=1e-5)
+
+
+SIZES: dict[str, Any] = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES |= {"intermediate_size": 24, "num_labels": 3, "max_position_embeddings": 40, "pad_token_id": 0}
+SIZES |= {"bos_token_id": 2, "eos_token_id": 3}
+
+
+class MeanOfTokens(transformers.BertForSequenceClassification):
+    """A head of one's own in a class that builds on BERT's."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        hidden = self.bert(input_ids, attention_mask=attention_mask).last_hidden_state
+        return SequenceClassifierOutput(logits=self.classifier(hidden.mean(1)))
+
+
+def own_batch() -> dict[str, torch.Tensor]:
+    ids = torch.randint(5, 50, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@pytest.mark.parametrize("name", sorted(needless.FIRST_TOKEN))
+def test_each_class_that_is_known_reads_the_first_token(name: str) -> None:
+    family = name.removesuffix("ForSequenceClassification")
+    torch.manual_seed(0)
+    model = getattr(transformers, name)(getattr(transformers, f"{family}Config")(**SIZES)).eval()
+    for weight in model.parameters():
+        weight.data += 0.1 * torch.randn_like(weight)
+    usual = model(**own_batch()).logits
+    with first_token_only(model):
+        assert relative(model(**own_batch()).logits, usual) < rounding()
+
+
+@pytest.mark.parametrize("model_class", [MeanOfTokens, transformers.BertForTokenClassification])
+def test_quick_computes_all_tokens_where_a_head_reads_them(model_class: Any) -> None:
+    torch.manual_seed(0)
+    model = model_class(transformers.BertConfig(**SIZES)).eval()
+    usual = model(**own_batch()).logits
+    with quick(model):
+        assert relative(model(**own_batch()).logits, usual) < rounding()
+
+
+def test_quick_computes_all_tokens_where_their_vectors_are_asked_for() -> None:
+    model = make("bert")
+    batch = make_batch("bert")
+    with quick(model):
+        assert model(**batch, output_hidden_states=True).hidden_states[-1].shape[1] == batch["input_ids"].shape[1]
+        model(**batch)
+        model.config.output_hidden_states = True
+        assert model(**batch).hidden_states[-1].shape[1] == batch["input_ids"].shape[1]
 
 
 def test_nothing_is_drawn_inside_and_again_outside() -> None:
@@ -150,5 +206,5 @@ def test_a_model_from_peft_is_quick_too() -> None:
     )
     with quick(model):
         assert not any(module.p for module in model.modules() if isinstance(module, nn.Dropout))
-        assert sum(len(module._forward_pre_hooks) for module in model.modules()) == 1
+        assert sum(len(module._forward_pre_hooks) for module in model.modules()) == 2
         model(**make_batch("bert")).loss.backward()

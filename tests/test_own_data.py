@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from course_utils.checkpoints import load
 from course_utils.data.errors import DataError
 from course_utils.data.own_data import read_own
 from course_utils.data.splits import near_duplicate_groups
+from course_utils.models.backbones import load_classifier
 
 WORDS = [
     *("plum", "river", "stone", "candle", "winter", "market", "ladder", "violin", "copper", "meadow", "harbour"),
@@ -136,6 +138,13 @@ def test_numbers_as_classes_stand_in_their_order(tmp_path: Path, good: list[list
         (b"text,label\n" + b"a,x\n" * 9 + b"b,y\n" * 3, "the class 'y' has 3 texts, and at least 5"),
         (b"text,label\na,1\nb,2\nc,3\n", "is this the right column"),
         (b"text,label\na,0.25\nb,1\n", "'0.25' is a number with a fraction"),
+        (
+            b"text,label\n"
+            + b"".join(b"I gave it %d stars and would buy it again,%d\n" % (n, n % 2) for n in range(40)),
+            "all texts are nearly",
+        ),
+        (b"text,label\na,x\n" + b"b" * 140_000 + b",y\n", "begins at line 3 of own.csv has more than 131,072"),
+        (b"text,label\na,.5\nb,1\n", "'.5' is a number with a fraction"),
         (b"text,label\n" + b"a,Yes\n" * 9 + b"b,yes\n" * 9, "differ in upper case alone"),
     ],
 )
@@ -151,6 +160,9 @@ def test_each_fault_of_a_file_gets_a_sentence(tmp_path: Path, content: bytes, sa
         ('{"text": "a", "label": "x"}\nnothing\n', "line 2 of own.jsonl is no JSON"),
         ('{"text": "a", "label": "x"}\n["b", "y"]\n', "line 2 of own.jsonl is no object"),
         ('{"text": "a", "label": "x"}\n{"text": "b"}\n', "no label at line 2"),
+        ('{"text": "a", "label": "x"}\n{"text": "b", "label": NaN}\n', "no label at line 2"),
+        ('{"text": "a", "label": "x"}\n{"text": ["b"], "label": "y"}\n', "'text' in line 2 of own.jsonl holds a list"),
+        ('{"text": "a", "label": "x"}\n' + "[" * 9000 + "]" * 9000, "line 2 of own.jsonl is no JSON"),
         ('{"text": "a", "label": "x"}\n\n{"text": null, "label": "y"}\n', "no text at line 3"),
     ],
 )
@@ -175,6 +187,50 @@ def test_what_is_no_such_file_gets_a_sentence(tmp_path: Path, good: list[list[st
         read_own(csv_of(tmp_path, rows), group="author")
 
 
+def test_what_is_odd_is_read_as_it_is_meant(tmp_path: Path, good: list[list[str]]) -> None:
+    """Half an emoji, a line mark of Unicode inside a text, two ways to write é, a space before a quotation mark."""
+    rows = [{"text": text, "label": label} for text, label in good[1:]]
+    (tmp_path / "own.jsonl").write_text(
+        "\n".join(map(json.dumps, [*rows, {"text": "half \ud83d", "label": "yes"}])), encoding="utf-8"
+    )
+    assert "half \ufffd" in everything(read_own(tmp_path / "own.jsonl"))
+    own = read_own(csv_of(tmp_path, [*good, ["one\u2028text", "yes"], ["another\x85text", ' "yes"']]))
+    assert {"one text", "another text"} < set(everything(own)) and own.labels == ("maybe", "no", "yes")
+    accents = [good[0], *([text, ("caf\u00e9", "cafe\u0301", "no")[n % 3]] for n, (text, _) in enumerate(good[1:]))]
+    assert read_own(csv_of(tmp_path, accents)).labels == ("caf\u00e9", "no")
+    assert len(everything(read_own(csv_of(tmp_path, good, between="\t"), delimiter="\\t"))) == 120
+
+
+def test_a_rare_class_does_not_bend_the_split(tmp_path: Path) -> None:
+    rows = [["text", "label"], *([text, "rare" if n < 5 else "a"] for n, text in enumerate(texts(600)))]
+    sizes = [len(split) for split in read_own(csv_of(tmp_path, rows)).splits.values()]
+    assert abs(sizes[0] - 390) < 40 and abs(sizes[1] - 60) < 30 and abs(sizes[2] - 150) < 30
+
+
+def test_many_texts_that_differ_in_a_mark_stay_on_one_side(tmp_path: Path) -> None:
+    rows = [[f"{text}{mark}", ("no", "yes")[n % 2]] for n, text in enumerate(texts(5_100)) for mark in (".", " !")]
+    own = read_own(csv_of(tmp_path, [["text", "label"], *rows]))
+    bare = [{text.rstrip(".! ") for text in split["text"]} for split in own.splits.values()]
+    assert not bare[0] & bare[1] and not bare[0] & bare[2] and not bare[1] & bare[2]
+    assert "near-duplicates are looked for among at most 10,000 texts" in own.remarks[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ({"text": "text", "label": "text"}, "name two columns"),
+        ({"seed": -1}, "seed must be at least 0"),
+        ({"encoding": "a\0b"}, "there is no encoding"),
+        ({"encoding": "cp9999"}, "there is no encoding"),
+    ],
+)
+def test_what_cannot_be_meant_gets_a_sentence(
+    tmp_path: Path, good: list[list[str]], words: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(DataError, match=said):
+        read_own(csv_of(tmp_path, good), **words)
+
+
 def test_contradictions_are_told_and_kept(tmp_path: Path, good: list[list[str]]) -> None:
     own = read_own(csv_of(tmp_path, [*good, [str(good[1][0]).upper(), "maybe"]]))
     assert own.remarks[0].startswith("texts that stand there with different labels: 1, such as")
@@ -195,7 +251,8 @@ def test_the_command_trains_judges_and_saves(tmp_path: Path, good: list[list[str
     assert "of 30 texts are right, 95% interval" in done.stdout and "always the commonest class" in done.stdout
     record = json.loads((out / "history.json").read_text(encoding="utf-8"))
     assert record["labels"] == ["maybe", "no", "yes"] and record["test"]["n"] == 30
-    assert (out / "adapter_model.safetensors").is_file()
+    model, _ = load_classifier(num_labels=3)
+    assert load(model, out).config.id2label == {0: "maybe", 1: "no", 2: "yes"}  # type: ignore[union-attr]
     refused = train("--data", csv_of(tmp_path, good[:3]), "--out", tmp_path / "again")
     assert refused.returncode == 1 and "at least 5 are needed" in refused.stderr and "Traceback" not in refused.stderr
     assert not (tmp_path / "again").exists()

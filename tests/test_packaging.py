@@ -81,7 +81,7 @@ def test_the_exact_versions_are_what_the_command_makes(tmp_path: Path) -> None:
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, tmp_path)
     subprocess.run(["make", "--quiet", "lock"], cwd=tmp_path, check=True)
-    assert (tmp_path / "constraints.txt").read_text() == (ROOT / "constraints.txt").read_text()
+    assert (tmp_path / "constraints.txt").read_bytes() == (ROOT / "constraints.txt").read_bytes()
 
 
 def test_requirements_are_floors_not_pins() -> None:

@@ -40,7 +40,7 @@ def test_solved_wrong_and_open_are_told_apart(mine: Path) -> None:
     say(mine / "09_lora.ipynb", "lora.forward", lora_forward)
     say(mine / "09_lora.ipynb", "lora.initialise", lambda inputs, outputs, rank: None)
     say(mine / "09_lora.ipynb", "lora.merge", lambda W, A, B, alpha: 1 / 0)
-    (mine / "09_lora.old-1.ipynb").write_text("old")
+    (mine / "09_lora.old-1.ipynb").write_text("old", encoding="utf-8")
     found = progress(mine)
     lab = found.labs[1]
     assert (lab.solved, lab.next) == ({"lora.forward"}, "lora.initialise")
@@ -65,6 +65,25 @@ def test_a_broken_notebook_is_named_and_the_others_count(mine: Path, content: st
     found = progress(mine)
     assert [lab.name for lab in found.labs] == ["08_adapters", "09_lora"]
     assert "10_lora_family.ipynb was left out: it is no notebook" in str(found)
+
+
+def test_copies_comments_and_older_messages_do_not_count(mine: Path) -> None:
+    say(mine / "09_lora.ipynb", "lora.forward", lora_forward)
+    shutil.copy(mine / "09_lora.ipynb", mine / "09_lora-Copy1.ipynb")
+    notebook = nbformat.read(mine / "09_lora.ipynb", as_version=4)
+    for cell in notebook.cells:
+        if 'check("lora.forward"' in cell.source:
+            cell.source = f'# check("lora.old")\n{cell.source}'
+            cell.outputs[0].text += f"{run_check('lora.forward', lambda *a: 1)}\n"  # tried again, and worse
+    nbformat.write(notebook, mine / "09_lora.ipynb")
+    found = progress(mine)
+    assert [lab.name for lab in found.labs] == ["08_adapters", "09_lora", "10_lora_family"]
+    assert found.labs[1].solved == set() and found.labs[1].next == "lora.forward"
+
+
+def test_nothing_is_called_solved_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "09_lora.ipynb").write_text("{}", encoding="utf-8")
+    assert "All is solved" not in str(progress(tmp_path)) and "09_lora.ipynb was left out" in str(progress(tmp_path))
 
 
 def test_where_there_are_no_labs_it_says_so(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from course_utils.checkpoints.class_names import read_labels, write_labels
 from course_utils.checkpoints.errors import CheckpointError
 from course_utils.checkpoints.formats import Format, taken_for_experts, task_of, with_peft_s_head
 from course_utils.checkpoints.table import EVERY_METHOD, PEFT_FORMATS
@@ -73,7 +74,9 @@ def save(model: nn.Module, folder: str | Path) -> Path:
         files = {_OWN_WEIGHTS: _copies(learnt(model))}
     else:
         header_name, header, files = _PEFT_HEADER, row.header(model, config), _peft_files(row, model)
-    return _write(Path(folder), header_name, header, files)
+    path = _write(Path(folder), header_name, header, files)
+    write_labels(model, path)
+    return path
 
 
 def _peft_files(row: Format, model: nn.Module) -> dict[str, dict[str, torch.Tensor]]:
@@ -188,6 +191,7 @@ def load(model: nn.Module, folder: str | Path) -> nn.Module:
             row.load_frozen(model, stored)
     if build is not None:
         model.tuning, model.new_modules = config, build  # type: ignore[assignment]
+    read_labels(model, path)
     return model
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
+import json
+import math
 import re
+import unicodedata
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +28,7 @@ PAIRS = 10_000
 _DELIMITERS = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a bar"}
 _KINDS = {".csv": ",", ".tsv": "\t", ".jsonl": None, ".ndjson": None}
 _FEWEST = 5  # of a class, so that each split can hold one
+_FRACTION = re.compile(r"[+-]?(?:\d*[.,]\d*[1-9]\d*(?:e[+-]?\d+)?|\d+e-\d+)", re.IGNORECASE)
 _SPLITS = ("train", "validation", "test")
 
 
@@ -85,7 +91,14 @@ def read_own(
             f"there is no column {missing[0]!r} in {Path(file).name}; there are {', '.join(map(repr, frame.columns))}. "
             "Say which ones hold the texts and the labels: text=..., label=..."
         )
+    frame = frame.rename(
+        columns={name: "split" for name in frame.columns if name.lower() == "split" and name not in wanted}
+    )
     own = "split" in frame.columns and "split" not in wanted
+    if text == label:
+        raise DataError(f"the texts and the labels are both in the column {text!r}: name two columns")
+    if seed < 0:
+        raise DataError(f"seed must be at least 0, got {seed}")
     texts, names = _texts(frame, text), _labels(frame, label)
     classes = tuple(sorted(set(names), key=_by_number))
     _check_classes(classes, Counter(names))
@@ -132,13 +145,14 @@ def _read(file: Path, text: str, label: str, delimiter: str | None, encoding: st
     if separator is None:
         return _json_lines(file, content)
     first = content.splitlines()[0]
-    separator = delimiter or separator
+    separator = {"\\t": "\t"}.get(delimiter or "", delimiter) or separator  # a shell hands over two characters
     if separator not in first and not {text, label} <= {first.strip().strip('"')}:
         others = [name for name in _DELIMITERS if name in first and name != separator]
         if others:
+            none = _DELIMITERS.get(separator, repr(separator)).removeprefix("a ")
             raise DataError(
-                f"the first line of {file.name} has no {_DELIMITERS.get(separator, repr(separator)).split()[-1]}, but "
-                f"{_DELIMITERS[others[0]]} between its names: {first[:60]!r}. Say delimiter={others[0]!r}"
+                f"the first line of {file.name} has no {none}, but {_DELIMITERS[others[0]]} between its names: "
+                f"{first[:60]!r}. Say delimiter={others[0]!r}"
             )
     return _table(file, content, separator)
 
@@ -148,15 +162,19 @@ def _decoded(file: Path, encoding: str) -> str:
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
     try:
-        return raw.decode("utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding)
-    except LookupError as error:
+        return raw.decode(encoding).removeprefix("\ufeff")
+    except (LookupError, ValueError) as error:
+        if isinstance(error, UnicodeDecodeError):
+            raise _not_in(file, raw, encoding, error) from error
         raise DataError(f"there is no encoding {encoding!r}; common ones are utf-8, cp1252, gb18030") from error
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"line {line} of {file.name} is not {encoding}: byte {raw[error.start]:#04x}. A spreadsheet on Windows "
-            "often writes cp1252, in China gb18030: try encoding='cp1252', look at the texts, or save the file as UTF-8"
-        ) from error
+
+
+def _not_in(file: Path, raw: bytes, encoding: str, error: UnicodeDecodeError) -> DataError:
+    line = raw[: error.start].count(b"\n") + 1
+    return DataError(
+        f"line {line} of {file.name} is not {encoding}: byte {raw[error.start]:#04x}. A spreadsheet on Windows "
+        "often writes cp1252, in China gb18030: try encoding='cp1252', look at the texts, or save the file as UTF-8"
+    )
 
 
 def _table(file: Path, content: str, separator: str) -> pd.DataFrame:
@@ -164,7 +182,7 @@ def _table(file: Path, content: str, separator: str) -> pd.DataFrame:
 
     if len(separator) != 1:
         raise DataError(f"delimiter must be one character, got {separator!r}")
-    reader = csv.reader(content.splitlines(keepends=True), delimiter=separator, strict=True)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True, skipinitialspace=True)
     rows, lines, begun = [], [], 1
     try:
         for row in reader:
@@ -173,6 +191,11 @@ def _table(file: Path, content: str, separator: str) -> pd.DataFrame:
                 lines.append(begun)
             begun = reader.line_num + 1
     except csv.Error as error:
+        if "field larger" in str(error):
+            raise DataError(
+                f"a text that begins at line {begun} of {file.name} has more than {csv.field_size_limit():,} "
+                "characters: shorten it, or look for a quotation mark that is not closed"
+            ) from error
         raise DataError(
             f"{file.name} cannot be read from line {begun} on ({error}): is a quotation mark not closed, or "
             "not doubled inside a text?"
@@ -190,8 +213,6 @@ def _table(file: Path, content: str, separator: str) -> pd.DataFrame:
 
 
 def _json_lines(file: Path, content: str) -> pd.DataFrame:
-    import json
-
     import pandas as pd
 
     rows, lines = [], []
@@ -200,17 +221,26 @@ def _json_lines(file: Path, content: str) -> pd.DataFrame:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"line {number} of {file.name} is no JSON ({error}): write one object a line") from error
         if not isinstance(row, dict):
             raise DataError(f'line {number} of {file.name} is no object: write {{"text": ..., "label": ...}}')
-        rows.append({key: "" if value is None else _as_word(value) for key, value in row.items()})
+        rows.append({key: _as_word(value, f"{key!r} in line {number} of {file.name}") for key, value in row.items()})
         lines.append(number)
     return pd.DataFrame(rows, index=lines).fillna("")
 
 
-def _as_word(value: Any) -> str:
-    return str(int(value)) if isinstance(value, bool | float) and value == int(value) else str(value)
+def _as_word(value: Any, where: str) -> str:
+    """A cell of JSON as it would stand in a CSV; nothing and "not a number" are an empty one."""
+    if isinstance(value, (dict, list)):
+        raise DataError(
+            f"{where} holds {'a list' if isinstance(value, list) else 'an object'}: a text or a label is one word"
+        )
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool) or (isinstance(value, float) and math.isfinite(value) and value == int(value)):
+        return str(int(value))
+    return _whole(str(value))
 
 
 # --- checking -------------------------------------------------------------------------------------------------------
@@ -222,7 +252,7 @@ def _at(lines: Sequence[int]) -> str:
 
 
 def _texts(frame: pd.DataFrame, column: str) -> list[str]:
-    texts = [" ".join(str(text).split()) for text in frame[column]]
+    texts = [" ".join(_whole(str(text)).split()) for text in frame[column]]
     if empty := [line for line, text in zip(frame.index, texts, strict=True) if not text]:
         raise DataError(f"there is no text at {_at(empty)}: remove these rows, or fill them in")
     if not texts:
@@ -230,14 +260,19 @@ def _texts(frame: pd.DataFrame, column: str) -> list[str]:
     return texts
 
 
+def _whole(text: str) -> str:
+    """Halves of a character, which a cut emoji leaves, as the sign for what cannot be read."""
+    return "".join("\ufffd" if 0xD800 <= ord(sign) < 0xE000 else sign for sign in text)
+
+
 def _labels(frame: pd.DataFrame, column: str) -> list[str]:
-    labels = [str(label).strip() for label in frame[column]]
+    labels = [unicodedata.normalize("NFC", _whole(str(label))).strip().strip("\u200b\ufeff") for label in frame[column]]
     if missing := [line for line, label in zip(frame.index, labels, strict=True) if not label]:
         raise DataError(
             f"there is no label at {_at(missing)}: label these texts, or take them out. Texts without labels can be "
             "neither learned from nor used for a test"
         )
-    if fractions := [label for label in labels if re.fullmatch(r"[+-]?\d+\.\d*[1-9]", label)]:
+    if fractions := [label for label in labels if _FRACTION.fullmatch(label)]:
         raise DataError(
             f"the label {fractions[0]!r} is a number with a fraction, and a classifier needs classes: cut the numbers "
             "into a few classes first, such as negative below 0 and positive above"
@@ -297,10 +332,20 @@ def _groups(frame: pd.DataFrame, column: str | None, texts: list[str]) -> tuple[
         groups = near_duplicate_groups(texts)
         what = "nearly the same"
     else:
-        groups = pd.factorize(np.array([text.casefold() for text in texts], dtype=object))[0]
-        what = "the same"
+        groups = pd.factorize(np.array([_bare(text) for text in texts], dtype=object))[0]
+        what = f"the same (near-duplicates are looked for among at most {PAIRS:,} texts)"
+    if len(set(groups.tolist())) < 2 * len(_SPLITS):
+        raise DataError(
+            "all texts are nearly the same, so each of them would stand in the test as it was learned: give texts that "
+            "differ, or a column 'split' of your own"
+        )
     double = len(texts) - len(set(groups.tolist()))
     return groups, f"texts that are {what} as another, and stand on its side: {double:,}"
+
+
+def _bare(text: str) -> str:
+    """Letters and digits alone, so that a full stop makes no new text."""
+    return re.sub(r"[\W_]+", " ", text.casefold()).strip() or text
 
 
 def _split(labels: np.ndarray, groups: np.ndarray, seed: int) -> dict[str, np.ndarray]:
@@ -315,9 +360,16 @@ def _hold_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.model_selection import StratifiedGroupKFold
 
-    folds = min(folds, len(set(groups[rows].tolist())), int(np.bincount(labels[rows]).min()))
-    cut = StratifiedGroupKFold(n_splits=max(folds, 2), shuffle=True, random_state=seed)
-    kept, held = next(cut.split(rows, labels[rows], groups[rows]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer texts than folds: looked at below
+        cut = StratifiedGroupKFold(n_splits=folds, shuffle=True, random_state=seed)
+        parts = list(cut.split(rows, labels[rows], groups[rows]))
+    wanted = len(rows) / folds
+    # Of the folds that hold each class, and leave each, the one whose size is nearest to what was asked for.
+    everything = set(labels.tolist())
+    good = [(kept, held) for kept, held in parts if set(labels[rows[held]].tolist()) == everything]
+    good = [(kept, held) for kept, held in good if set(labels[rows[kept]].tolist()) == everything] or parts[:1]
+    kept, held = min(good, key=lambda part: abs(len(part[1]) - wanted))
     return rows[kept], rows[held]
 
 
@@ -334,7 +386,7 @@ def _own_splits(frame: pd.DataFrame, texts: Sequence[str]) -> dict[str, np.ndarr
     both = [
         line
         for line, text, name in zip(frame.index, texts, said, strict=True)
-        if home.setdefault(text.casefold(), name) != name
+        if home.setdefault(_bare(text), name) != name
     ]
     if both:
         raise DataError(

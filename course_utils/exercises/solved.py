@@ -11,8 +11,7 @@ from typing import Any
 
 from course_utils.errors import CourseError
 
-_CHECK = re.compile(r"""check\(\s*["']([\w.]+)["']""")
-_PASSED = re.compile(r"^([\w.]+): passed, \d+ points?\.", re.MULTILINE)
+_CHECK = re.compile(r"""^(?!\s*#).*?\bcheck\(\s*["']([\w.]+)["']""", re.MULTILINE)
 _TRIED = re.compile(r"^([\w.]+): (?:not right yet|your code stopped)", re.MULTILINE)
 _POINTS = "points:"
 
@@ -71,7 +70,7 @@ class Progress:
         return (lab.name, str(lab.next)) if lab else None
 
     def __str__(self) -> str:
-        wide = max(len(lab.title) for lab in self.labs)
+        wide = max((len(lab.title) for lab in self.labs), default=0)
         lines = [f"{'':{wide}}  solved   points  next"]
         lines += [f"{lab.title:{wide}}  {_share(lab)}  {lab.next or 'done'}" for lab in self.labs]
         return "\n".join([*lines, *self._ending()])
@@ -87,7 +86,10 @@ class Progress:
     def _ending(self) -> Iterator[str]:
         earned, all_points = sum(lab.earned for lab in self.labs), sum(sum(lab.points.values()) for lab in self.labs)
         yield f"All together: {earned} of {all_points} points, as the notebooks were saved."
-        yield f"Go on with {self.next[1]} in {self.next[0]}.ipynb." if self.next else "All is solved."
+        if self.next:
+            yield f"Go on with {self.next[1]} in {self.next[0]}.ipynb."
+        elif not self.unread:
+            yield "All is solved."
         for file, why in self.unread.items():
             yield f"{file} was left out: {why}"
 
@@ -115,7 +117,7 @@ def progress(folder: str | Path = ".") -> Progress:
         raise ProgressError(f"there is no folder {folder}: name the one with your labs, such as progress('my_labs')")
     labs, unread = [], {}
     for file in sorted(place.glob("[0-9][0-9]_*.ipynb")):
-        if ".old-" in file.name:  # what `make reset` has put aside
+        if not re.fullmatch(r"\w+", file.stem, re.ASCII):  # what `make reset` has put aside, or a copy
             continue
         try:
             lab = _read(file)
@@ -131,7 +133,10 @@ def progress(folder: str | Path = ".") -> Progress:
 
 def _read(file: Path) -> LabProgress:
     cells: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["cells"]
-    title, points, solved, tried, worth = file.stem, {}, set(), set(), 0
+    title, worth = file.stem, 0
+    points: dict[str, int] = {}
+    solved: set[str] = set()
+    tried: set[str] = set()
     for cell in cells:
         source = "".join(cell["source"])
         if cell["cell_type"] == "markdown" and title == file.stem and source.startswith("# "):
@@ -141,6 +146,11 @@ def _read(file: Path) -> LabProgress:
         if "check" in tags and (found := _CHECK.search(source)):
             points[found[1]] = worth
             said = "".join("".join(output.get("text", "")) for output in cell.get("outputs", []))
-            solved |= {found[1]} & set(_PASSED.findall(said))
-            tried |= {found[1]} & set(_TRIED.findall(said))
+            passed, wrong = said.rfind(f"{found[1]}: passed, "), _last(_TRIED, said, found[1])
+            (solved if passed > wrong else tried if wrong >= 0 else set()).add(found[1])
     return LabProgress(file.stem, title, points, frozenset(solved), frozenset(tried))
+
+
+def _last(pattern: re.Pattern[str], said: str, name: str) -> int:
+    """Where the check of an exercise said so the last time; -1 for never."""
+    return max((found.start() for found in pattern.finditer(said) if found[1] == name), default=-1)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -54,8 +55,9 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if name is None:
         parser.error(f"the method comes first: {COMMAND} {options.method} --out {options.out} ...")
-    if options.batch_size < 1 or (options.texts is not None and options.texts < 1):
-        parser.error(f"--texts and --batch-size must be at least 1, got {options.texts} and {options.batch_size}")
+    for option, value in (("--texts", options.texts), ("--batch-size", options.batch_size)):
+        if value is not None and value < 1:
+            parser.error(f"{option} must be at least 1, got {value}")
     if options.out.exists():
         parser.error(f"{options.out} exists already; name a new folder")
     try:
@@ -185,12 +187,12 @@ def _train(method: Method, config: TrainingConfig, options: argparse.Namespace) 
     inject(model, method.config, seed=config.seed)
     if options.no_dropout:
         without_dropout(model)
-    state = PartialState()
-    if described and state.is_main_process:
+    if described and os.environ.get("RANK", "0") == "0":  # the processes meet in `fit`, and not before
         print(described, _cut(splits["train"]["text"], tokenizer), sep="\n", flush=True)
     part = splits["train"].select(range(texts))
     train = make_loader(part, tokenizer, options.batch_size, shuffle=True, seed=config.seed)
     history = fit(model, train, make_loader(splits["validation"], tokenizer, 64), config)
+    state = PartialState()
     if state.is_main_process:  # else every process would write the same files at the same time
         save(model, options.out)
         record = {"processes": state.num_processes, "steps": history.steps, "evaluations": history.evaluations}

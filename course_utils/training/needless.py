@@ -22,14 +22,22 @@ from course_utils.methods.virtual_tokens import AdaptedBody
 from course_utils.training import precision
 from course_utils.training.config import TrainingError
 
+#: Classifiers of transformers whose head reads the first token, and whose last layer is built as BERT's. Only they, and
+#: no class that builds on them, go on with one token: whoever takes the mean of all tokens would get another answer.
+FIRST_TOKEN = frozenset(
+    f"{family}ForSequenceClassification"
+    for family in ("Bert", "Roberta", "XLMRoberta", "Camembert", "Electra", "DebertaV2", "Deberta", "RemBert")
+)
+
 
 @contextmanager
 def quick(model: nn.Module) -> Iterator[nn.Module]:
     """Inside, a step of this classifier takes every short cut that is one here; after it, the model is as it was.
 
-    * `without_drawing`: no dropout. A run of a few epochs with few parameters does without, and nothing is drawn.
-    * `first_token_only`: the last layer goes on with the one token that the head reads. For encoders such as BERT and
-      RoBERTa; other models, and methods that put tokens of their own before the text, compute all tokens as before.
+    * `without_drawing`: no dropout modules. A run of a few epochs with few parameters does without them.
+    * `first_token_only`: the last layer goes on with the one token that the head reads. For the classes of
+      `FIRST_TOKEN`; other models, and methods that put tokens of their own before the text, compute all tokens as
+      before.
     * `plain_attention`: attention in separate products, where bfloat16 is the faster precision of this processor.
 
     A run with these settings gives another history than one without, but the same one each time.
@@ -53,7 +61,8 @@ def quick(model: nn.Module) -> Iterator[nn.Module]:
 def without_drawing(model: nn.Module) -> Iterator[nn.Module]:
     """Inside, no `nn.Dropout` of the model drops anything, that of a method neither.
 
-    A processor draws the numbers of a mask one after another. That takes as long as half a matrix product.
+    A processor draws the numbers of a mask one after another. That takes as long as half a matrix product. Dropout that
+    a model calls as a function, as Llama's attention does, stays.
     """
     shares = {module: module.p for module in model.modules() if isinstance(module, nn.Dropout)}
     try:
@@ -71,26 +80,33 @@ def first_token_only(model: nn.Module) -> Iterator[nn.Module]:
 
     The last layer's attention looks at all tokens, (32, 21, 384), and gives back one, (32, 1, 384): the output matrix
     and the two wide ones behind it have a 21st of their work, forward and backward. Loss and gradients are what they
-    were, up to rounding.
+    were, up to rounding. Where `output_hidden_states` is asked for, all tokens are computed.
 
     Raises:
-        TrainingError: the model's parts are not those of BERT, or a method puts tokens of its own before the text.
+        TrainingError: the model is none of `FIRST_TOKEN`, or a method puts tokens of its own before the text.
     """
     place = _behind_the_last_attention(model)
     if place is None:
         raise TrainingError(
-            f"{type(model).__name__} has no last layer that could go on with one token; expected an encoder with parts "
-            "as in BERT, whose classifier reads the first token. Use `quick`, which leaves this out where it must"
+            f"{type(model).__name__} is not known to have a head that reads the first token alone; known are "
+            f"{', '.join(sorted(FIRST_TOKEN))}. Use `quick`, which leaves this out where it must"
         )
+    whole = False
+
+    def look(_: nn.Module, __: tuple[Any, ...], words: dict[str, Any]) -> None:
+        nonlocal whole
+        asked = words.get("output_hidden_states")
+        whole = bool(getattr(model.config, "output_hidden_states", False) if asked is None else asked)
 
     def cut(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return tuple(tokens[:, :1] for tokens in inputs)
+        return inputs if whole else tuple(tokens[:, :1] for tokens in inputs)
 
-    hook = place.register_forward_pre_hook(cut)
+    hooks = [model.register_forward_pre_hook(look, with_kwargs=True), place.register_forward_pre_hook(cut)]
     try:
         yield model
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
@@ -114,13 +130,15 @@ def plain_attention(model: nn.Module) -> Iterator[nn.Module]:
 def _behind_the_last_attention(model: nn.Module) -> nn.Module | None:
     """The module that gets the last attention's result and the layer's input; None where `first_token_only` is wrong.
 
-    A method that puts tokens before the text wraps the model's body.
+    A method that puts tokens before the text wraps the model's body; peft wraps the model.
     """
-    body = getattr(model, getattr(model, "base_model_prefix", ""), None)
-    layers = getattr(getattr(body, "encoder", None), "layer", None)
-    if isinstance(body, AdaptedBody) or not (hasattr(model, "classifier") and isinstance(layers, nn.ModuleList)):
+    unwrap = getattr(model, "get_base_model", None)
+    inner: Any = unwrap() if unwrap is not None else model
+    known = type(inner).__module__.startswith("transformers.models.") and type(inner).__name__ in FIRST_TOKEN
+    body = getattr(inner, getattr(inner, "base_model_prefix", ""), None)
+    if not known or isinstance(body, AdaptedBody):
         return None
-    place: nn.Module | None = getattr(getattr(layers[-1], "attention", None), "output", None)
+    place: nn.Module = body.encoder.layer[-1].attention.output  # type: ignore[union-attr]
     return place
 
 
