@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,10 @@ def read_labels(model: nn.Module, folder: Path) -> None:
         raise CheckpointError(
             f'{folder / _FILE} cannot be read ({error}); expected the names of the classes, such as ["bad", "good"]'
         ) from error
-    config: Any = model.config
-    config.id2label = dict(enumerate(names))
-    config.label2id = {name: number for number, name in enumerate(names)}
+    name_classes(model, names)
+
+
+def name_classes(model: Any, names: Sequence[str]) -> None:
+    """Name a classifier's classes, in the order of its logits."""
+    model.config.id2label = dict(enumerate(names))
+    model.config.label2id = {name: number for number, name in enumerate(names)}

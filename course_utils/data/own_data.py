@@ -375,8 +375,7 @@ def _hold_out(
 
 def _own_splits(frame: pd.DataFrame, texts: Sequence[str]) -> dict[str, np.ndarray]:
     names = {"dev": "validation", "val": "validation", "valid": "validation"}
-    said = [str(cell).strip().lower() for cell in frame["split"]]
-    said = [names.get(name, name) for name in said]
+    said = [names.get(name, name) for name in (str(cell).strip().lower() for cell in frame["split"])]
     if wrong := [(line, name) for line, name in zip(frame.index, said, strict=True) if name not in _SPLITS]:
         line, name = wrong[0]
         raise DataError(f"line {line} has the split {name!r}; there are {', '.join(_SPLITS)}")

@@ -72,13 +72,8 @@ class PrefixBody(AdaptedBody):
         **inputs: Any,
     ) -> Any:
         """Run the body on the text, with the prefix before it in every layer."""
-        if self.training:
-            refuse_gradient_checkpointing(self.base)
-        batch, tokens = (inputs["inputs_embeds"] if input_ids is None else input_ids).shape[:2]
+        batch, tokens, given, seen = self._begin(input_ids, inputs)
         k = self.prefix.virtual_tokens
-        given = take_cache(inputs)
-        seen = cached_positions(given)  # above 0 while generate goes on: the cache holds the prefix already
-        check_length(self.positions, k, max(seen - k, 0) + tokens)
         mask = extend_mask(attention_mask, k)
         self._refuse_padding_in_the_window(attention_mask)
         if (
@@ -100,6 +95,17 @@ class PrefixBody(AdaptedBody):
         if given is None and inputs.get("use_cache") is False:
             setattr(output, self.cache_name, None)  # Llama hands every cache back, even if none was asked for
         return output
+
+    def _begin(self, input_ids: torch.Tensor | None, inputs: dict[str, Any]) -> tuple[int, int, Any, int]:
+        """Texts, tokens of each, the given cache, and how many positions it holds; what is wrong is refused."""
+        if self.training:
+            refuse_gradient_checkpointing(self.base)
+        batch, tokens = (inputs["inputs_embeds"] if input_ids is None else input_ids).shape[:2]
+        given = take_cache(inputs)
+        seen = cached_positions(given)  # above 0 while generate goes on: the cache holds the prefix already
+        k = self.prefix.virtual_tokens
+        check_length(self.positions, k, max(seen - k, 0) + tokens)
+        return batch, tokens, given, seen
 
     def _refuse_padding_in_the_window(self, attention_mask: torch.Tensor | None) -> None:
         """In the cache the prefix stands before the padding, and a window counts positions, padding or not."""
@@ -137,13 +143,8 @@ class PrefixDecoder(PrefixBody):
         **inputs: Any,
     ) -> Any:
         """Run the decoder; the cache that it is given has a part for the prefix and one for the encoder."""
-        if self.training:
-            refuse_gradient_checkpointing(self.base)
-        batch, tokens = (inputs["inputs_embeds"] if input_ids is None else input_ids).shape[:2]
+        batch, _, given, seen = self._begin(input_ids, inputs)
         k = self.prefix.virtual_tokens
-        given = take_cache(inputs)
-        seen = cached_positions(given)
-        check_length(self.positions, k, max(seen - k, 0) + tokens)
         own, read = transformers.DynamicCache(), transformers.DynamicCache()
         cache: Any = transformers.EncoderDecoderCache(own, read) if given is None else given
         if not seen:

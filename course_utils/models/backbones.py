@@ -26,6 +26,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging as transformers_logging
 
+from course_utils.checkpoints.class_names import name_classes
 from course_utils.errors import CourseError
 from course_utils.methods.errors import TargetError
 from course_utils.methods.targets import find_head
@@ -93,8 +94,7 @@ def load_classifier(
             else:
                 model, drawn = AutoModelForSequenceClassification.from_config(config).to(dtype), ["everything"]
             if drawn and num_labels == len(LABELS):
-                model.config.id2label = dict(enumerate(LABELS))
-                model.config.label2id = {label: index for index, label in enumerate(LABELS)}
+                name_classes(model, LABELS)
         except _OtherShapeError as error:
             if num_labels != saved:
                 raise BackboneError(

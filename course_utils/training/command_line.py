@@ -29,6 +29,7 @@ from datasets import DatasetDict
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from course_utils.checkpoints import save
+from course_utils.checkpoints.class_names import name_classes
 from course_utils.data.batching import make_loader
 from course_utils.data.own_data import read_own
 from course_utils.data.splits import load_sentiment
@@ -182,8 +183,7 @@ def _train(method: Method, config: TrainingConfig, options: argparse.Namespace) 
     if texts > there:
         raise TrainingError(f"there are {there} training texts; --texts asks for {texts}")
     model, tokenizer = load_classifier(num_labels=len(labels), pretrained=method.pretrained, seed=config.seed)
-    model.config.id2label = dict(enumerate(labels))
-    model.config.label2id = {name: number for number, name in enumerate(labels)}
+    name_classes(model, labels)
     inject(model, method.config, seed=config.seed)
     if options.no_dropout:
         without_dropout(model)

@@ -21,6 +21,7 @@ from torch import nn
 from course_utils.methods.virtual_tokens import AdaptedBody
 from course_utils.training import precision
 from course_utils.training.config import TrainingError
+from course_utils.training.distributed import without_dropout
 
 #: Classifiers of transformers whose head reads the first token, and whose last layer is built as BERT's. Only they, and
 #: no class that builds on them, go on with one token: whoever takes the mean of all tokens would get another answer.
@@ -66,9 +67,7 @@ def without_drawing(model: nn.Module) -> Iterator[nn.Module]:
     """
     shares = {module: module.p for module in model.modules() if isinstance(module, nn.Dropout)}
     try:
-        for module in shares:
-            module.p = 0.0
-        yield model
+        yield without_dropout(model)
     finally:
         for module, share in shares.items():
             module.p = share
